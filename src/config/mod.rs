@@ -1,0 +1,191 @@
+//! What was written (`raw`) and what it means ([`Config`]). Every problem is found at once, with file, line and column.
+//!
+//! May use `core`. Never: network, threads, logging.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::core::identify::IdRule;
+
+/// A pipeline's whole configuration, checked. INTERFACE.md section 1 names the keys.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it came from.
+    pub file: PathBuf,
+    /// `name`: recorded in the schema.
+    pub name: String,
+    /// `[kafka]`
+    pub kafka: Kafka,
+    /// `transaction.id`
+    pub transaction_id: IdRule,
+    /// `[postgres]`
+    pub postgres: Postgres,
+    /// `[downstream]`
+    pub downstream: Downstream,
+    /// `[retry]`
+    pub retry: Retry,
+    /// `[gate]`
+    pub gate: Gate,
+    /// `metrics.listen`
+    pub metrics_listen: SocketAddr,
+    /// `[log]`
+    pub log: Log,
+    /// `shutdown.timeout`
+    pub shutdown_timeout: Duration,
+}
+
+/// Where a pipeline begins to read, at its first start only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// First record in the log.
+    Earliest,
+    /// Only what comes from now on.
+    Latest,
+    /// Where the consumer group stands in Kafka.
+    Committed,
+    /// The first record at or after this time, milliseconds since the epoch.
+    Time(i64),
+}
+
+/// What to do when a position has left its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnLostPosition {
+    /// Record the gap, alarm, go on.
+    Continue,
+    /// Leave that partition alone until somebody decides.
+    Stop,
+}
+
+/// `[kafka]`
+#[derive(Debug, Clone)]
+pub struct Kafka {
+    /// Bootstrap servers, `host:port`.
+    pub brokers: Vec<String>,
+    /// Topics to read; no duplicates.
+    pub topics: Vec<String>,
+    /// Consumer group.
+    pub group: String,
+    /// `None`: not said, allowed only where the topics are still empty.
+    pub start: Option<Start>,
+    /// `on_lost_position`
+    pub on_lost_position: OnLostPosition,
+    /// Larger records are rejected. Bytes of key, value and headers.
+    pub record_max: usize,
+    /// `[kafka.librdkafka]`, passed on as written.
+    pub librdkafka: BTreeMap<String, String>,
+}
+
+/// `[postgres]`
+#[derive(Clone)]
+pub struct Postgres {
+    /// Hosts, user, database, password; application name and session settings are added by `store`.
+    pub client: postgres::Config,
+    /// Quoted where used.
+    pub schema: String,
+    /// Whether `run` may change the schema.
+    pub migrate: bool,
+    /// How long a claimed delivery belongs to its process.
+    pub lease: Duration,
+    /// Connections for upkeep.
+    pub pool_size: u32,
+}
+
+impl std::fmt::Debug for Postgres {
+    /// Without the client: it holds a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Postgres")
+            .field("schema", &self.schema)
+            .field("migrate", &self.migrate)
+            .field("lease", &self.lease)
+            .finish_non_exhaustive()
+    }
+}
+
+/// HTTP method of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// POST
+    Post,
+    /// PUT
+    Put,
+}
+
+/// How the idempotency key is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdempotencyFormat {
+    /// As it is.
+    Plain,
+    /// As a structured-field string, in double quotes (IETF draft idempotency-key-header).
+    Quoted,
+}
+
+/// `[downstream]`
+#[derive(Debug, Clone)]
+pub struct Downstream {
+    /// Absolute, http or https, without user info; checked.
+    pub url: String,
+    /// `method`
+    pub method: Method,
+    /// One deadline over the whole exchange.
+    pub timeout: Duration,
+    /// Within `timeout`.
+    pub connect_timeout: Duration,
+    /// Idle connections older than this are not used again.
+    pub idle_timeout: Duration,
+    /// Worker threads = most requests in flight.
+    pub workers: usize,
+    /// Unless the record brings its own.
+    pub content_type: String,
+    /// Name of the idempotency header.
+    pub idempotency_header: String,
+    /// `idempotency_format`
+    pub idempotency_format: IdempotencyFormat,
+    /// Kafka headers passed on, compared without case.
+    pub forward_headers: Vec<String>,
+    /// Fixed headers, in the file's order.
+    pub headers: Vec<(String, String)>,
+    /// Bytes of a failed attempt's answer kept for `show`.
+    pub keep_answer: usize,
+}
+
+/// `[retry]`
+#[derive(Debug, Clone, Copy)]
+pub struct Retry {
+    /// First wait after the delivery's own failure.
+    pub base: Duration,
+    /// Longest wait.
+    pub cap: Duration,
+    /// Of waiting for its own failures after which a delivery is dead.
+    pub give_up_after: Duration,
+}
+
+/// `[gate]`
+#[derive(Debug, Clone, Copy)]
+pub struct Gate {
+    /// Longest wait after a fault of the service.
+    pub probe_cap: Duration,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Journal under systemd, text elsewhere.
+    Auto,
+    /// Structured entries in the journal.
+    Journal,
+    /// Lines for people.
+    Text,
+    /// One object per line.
+    Json,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Copy)]
+pub struct Log {
+    /// `level`
+    pub level: log::LevelFilter,
+    /// `format`
+    pub format: LogFormat,
+}

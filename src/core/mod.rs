@@ -1,0 +1,8 @@
+//! Pure decisions: records, identification, outcomes, whose fault a failure is, backoff, room, the ledger's equations.
+//!
+//! Nothing here does I/O, reads a clock, draws a random number or logs: `now` and jitter are arguments. Every room may
+//! use this one, and it uses none.
+
+pub mod identify;
+pub mod outcome;
+pub mod record;

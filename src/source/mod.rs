@@ -1,0 +1,167 @@
+//! Where records come from. Behind [`MessageSource`] stands one Kafka client; it returns values and decides nothing:
+//! positions are PostgreSQL's, and metrics and log lines are the consumer thread's.
+//!
+//! May use `config` and `core`. Never: SQL, HTTP, metrics, logging of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::config::Start;
+use crate::core::record::{Record, TopicPartition};
+
+/// What one call of [`MessageSource::poll`] brought.
+#[derive(Debug)]
+pub enum Polled {
+    /// A record. It belongs to the batch being built, whatever the batch's limits.
+    Record(Record),
+    /// These partitions are now this process's. Nothing is read from them before [`MessageSource::start`] names their offsets.
+    Assigned(Vec<TopicPartition>),
+    /// These partitions are no longer (or, with `lost`, have not been for a while) this process's. Records of theirs that
+    /// are not committed to PostgreSQL must be dropped; then [`MessageSource::release`].
+    Revoked {
+        /// Which.
+        partitions: Vec<TopicPartition>,
+        /// The group gave them away without asking; another process may already read them.
+        lost: bool,
+    },
+    /// Something went wrong that the client tries to mend by itself. For the log (rate-limited), metrics and `stalled`.
+    Trouble(Trouble),
+    /// The position of some partition has left its log. Which one only the watermarks tell: validate all.
+    PositionLost(String),
+}
+
+/// A fault that the client retries by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// For the label `kind` of `kafka_errors_total`; a closed set.
+    pub kind: TroubleKind,
+    /// One sentence that names the candidates, where librdkafka's own words do not.
+    pub text: String,
+}
+
+/// Kinds of [`Trouble`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TroubleKind {
+    /// No broker can be reached, or connections break.
+    Connection,
+    /// TLS handshake.
+    Tls,
+    /// SASL.
+    Authentication,
+    /// ACLs on topic or group.
+    Authorization,
+    /// Topic or partition is not there.
+    UnknownTopic,
+    /// Anything else.
+    Other,
+}
+
+impl TroubleKind {
+    /// Every kind, for metrics that are there from the start.
+    pub const ALL: [TroubleKind; 6] =
+        [Self::Connection, Self::Tls, Self::Authentication, Self::Authorization, Self::UnknownTopic, Self::Other];
+
+    /// The label's value.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Tls => "tls",
+            Self::Authentication => "authentication",
+            Self::Authorization => "authorization",
+            Self::UnknownTopic => "unknown_topic",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Why a source can no longer be used as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// Drop what is in hand, build a new source and go on from PostgreSQL's positions. Polling on could skip a range:
+    /// a decoding error (bad checksum, bad compression, unknown format), or a fatal error of the client.
+    #[error("{0}")]
+    Rebuild(String),
+    /// Another process runs under this name (`FencedInstanceId`): exit, and do not come back by yourself.
+    #[error("{0}")]
+    Fenced(String),
+    /// A request (metadata, watermarks, offsets by time, topic id) failed or timed out; try again later.
+    #[error("{0}")]
+    Request(String),
+}
+
+/// Lowest and highest offset of a partition's log: the first that is still there, and the one that the next record will have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watermarks {
+    /// First offset still in the log.
+    pub low: i64,
+    /// High watermark: last offset + 1.
+    pub high: i64,
+}
+
+/// A topic as the cluster describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicInfo {
+    /// Its name.
+    pub topic: Arc<str>,
+    /// Its id, where the brokers have one (Kafka 2.8 and later). A topic deleted and created again has another.
+    pub id: Option<Uuid>,
+    /// How many partitions it has; `None`: it does not exist.
+    pub partitions: Option<i32>,
+}
+
+/// One Kafka client. Used by one thread only.
+///
+/// The order of calls is the contract: after [`Polled::Assigned`] comes [`start`](Self::start) or [`park`](Self::park) for
+/// those partitions, after [`Polled::Revoked`] comes [`release`](Self::release); only then [`poll`](Self::poll) again.
+pub trait MessageSource {
+    /// Waits up to `timeout` for one event. `None` does not mean that the timeout has passed.
+    /// Must be called at least every `max.poll.interval.ms`, also while nothing is wanted (then with everything paused).
+    fn poll(&mut self, timeout: Duration) -> Result<Option<Polled>, SourceError>;
+
+    /// Begins (or, when parked, goes on) to read these partitions at exactly these offsets.
+    fn start(&mut self, at: &[(TopicPartition, i64)]) -> Result<(), SourceError>;
+
+    /// Accepts these partitions without reading them: PostgreSQL, which knows the offsets, is away. `start` follows later.
+    fn park(&mut self, partitions: &[TopicPartition]) -> Result<(), SourceError>;
+
+    /// Gives these partitions up.
+    fn release(&mut self, partitions: &[TopicPartition]) -> Result<(), SourceError>;
+
+    /// Next offset not yet passed, per started partition: it lies behind transaction markers and aborted records, and never
+    /// behind a record that `poll` has not returned. Partitions without a known position are left out.
+    fn positions(&mut self) -> Vec<(TopicPartition, i64)>;
+
+    /// Marks offsets as done, for the group's committed offsets. Only ever called after the COMMIT in PostgreSQL. Best effort.
+    fn store(&mut self, next: &[(TopicPartition, i64)]);
+
+    /// Stops fetching everything (throws fetched data away) while `poll` goes on; for long waits only.
+    fn pause(&mut self);
+
+    /// Undoes [`pause`](Self::pause): reads on at the offsets after the last records that `poll` returned.
+    fn resume(&mut self);
+
+    /// The cluster's id, where it has one.
+    fn cluster_id(&mut self, timeout: Duration) -> Result<Option<String>, SourceError>;
+
+    /// Topic ids and partition counts, asked of the cluster.
+    fn topics(&mut self, timeout: Duration) -> Result<Vec<TopicInfo>, SourceError>;
+
+    /// Asked of the partition's leader.
+    fn watermarks(&mut self, at: &TopicPartition, timeout: Duration) -> Result<Watermarks, SourceError>;
+
+    /// Resolves `start` for one partition to an offset: the low watermark, the high one, the group's committed offset (low
+    /// where there is none), or the first record at or after a time (high where there is none).
+    fn resolve(&mut self, at: &TopicPartition, start: Start, timeout: Duration) -> Result<i64, SourceError>;
+
+    /// High watermark per started partition as last heard of, without asking; for `kafka_lag_records`.
+    fn high_watermarks(&mut self) -> Vec<(TopicPartition, i64)>;
+
+    /// Whether a broker was heard of lately, without asking; for `kafka_up`.
+    fn is_up(&self) -> bool;
+
+    /// Leaves: commits stored offsets if that can be done within `deadline`, otherwise abandons the client (the process is
+    /// about to end). Never blocks longer.
+    fn close(self: Box<Self>, deadline: Duration);
+}

@@ -1,0 +1,2 @@
+//! The helper of demo, tests and benches.
+fn main() {}
