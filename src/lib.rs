@@ -8,3 +8,4 @@ pub mod config;
 pub mod core;
 pub mod downstream;
 pub mod source;
+pub mod store;

@@ -1,0 +1,9 @@
+-- Refused settles keep their history and change nothing: ids $1, leases $2, attempts $3, outcomes $4, statuses $5, sent $6,
+-- latencies $7, errors $8. One whose attempt row already carries this lease was settled by us before a lost COMMIT answer.
+-- Returns the ids that were stale.
+insert into attempt (tx_id, lease, n, outcome, http_status, sent, latency_ms, stale, error)
+select u.id, u.lease, u.n, u.outcome, u.status, u.sent, u.ms, true, u.error
+from unnest($1::bigint[], $2::bigint[], $3::int[], $4::smallint[], $5::smallint[], $6::smallint[], $7::int[], $8::text[])
+  u(id, lease, n, outcome, status, sent, ms, error)
+where not exists (select from attempt a where a.tx_id = u.id and a.lease = u.lease and a.n = u.n and a.outcome <> 7)
+returning tx_id

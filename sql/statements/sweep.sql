@@ -1,0 +1,11 @@
+-- Frees up to 500 leases of the dead process $1, whose longest lease is $2 ms. What it sent nobody knows: outcome lost.
+with c as materialized (
+  select id, lease, attempt from delivery
+  where due_at > now() and due_at <= now() + $2::bigint * interval '1 millisecond' and leased_by = $1::bigint
+  order by due_at limit 500 for no key update skip locked
+), u as (
+  update delivery q set due_at = now(), lease = null, leased_by = null from c where q.id = c.id returning q.id
+), h as (
+  insert into attempt (tx_id, lease, n, outcome, sent) select id, lease, attempt, 7, 2 from c
+)
+select count(*) from u

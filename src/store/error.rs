@@ -1,0 +1,113 @@
+//! What can go wrong with PostgreSQL, by what has to be done about it.
+
+use postgres::error::SqlState;
+
+/// A failed piece of work. Which kind it is decides what its thread does next.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The session is gone or useless: reconnect. If it happened at COMMIT, nobody knows whether it was done.
+    #[error("{0}")]
+    Connection(String),
+    /// Nothing was done; the same may succeed at once (deadlock, lock or statement timeout).
+    #[error("{0}")]
+    Busy(String),
+    /// Nothing was done, because PostgreSQL cannot hold some value.
+    #[error("{0}")]
+    Value(String),
+    /// Another process has taken the partition, or the database went back in time: rebuild from what it holds.
+    #[error("{0}")]
+    Fenced(String),
+    /// The schema cannot be used by this version or belongs to another pipeline: exit 78.
+    #[error("{0}")]
+    Unusable(String),
+    /// An administrator has to do something (privilege, missing table, disk full); try again later.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Kinds of [`StoreError`] as the label of `postgres_errors_total`.
+pub const ERROR_KINDS: [&str; 6] = ["connection", "busy", "value", "fenced", "unusable", "other"];
+
+impl StoreError {
+    /// For the label of `postgres_errors_total`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Connection(_) => "connection",
+            Self::Busy(_) => "busy",
+            Self::Value(_) => "value",
+            Self::Fenced(_) => "fenced",
+            Self::Unusable(_) => "unusable",
+            Self::Other(_) => "other",
+        }
+    }
+}
+
+impl From<postgres::Error> for StoreError {
+    fn from(error: postgres::Error) -> Self {
+        let text = describe(&error);
+        match error.as_db_error().map(|db| db.code().clone()) {
+            None if error.is_closed() || is_io(&error) => Self::Connection(text),
+            // A conversion failure of this client is a bug of ours; anything else without a code came from the connection.
+            None if text.starts_with("error serializing") || text.starts_with("error deserializing") => Self::Other(text),
+            None => Self::Connection(text),
+            Some(code) => by_code(&code, text),
+        }
+    }
+}
+
+/// The one place that says which SQLSTATE means what (PostgreSQL appendix A).
+fn by_code(code: &SqlState, text: String) -> StoreError {
+    match code.code() {
+        // Deadlock, serialization, lock not available, statement timeout or cancelled.
+        "40P01" | "40001" | "55P03" | "57014" => StoreError::Busy(text),
+        // Shut down, starting up, idle in transaction for too long, or the server turned read-only (a standby).
+        "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25006" => StoreError::Connection(text),
+        // Too many connections, and everything about connecting and authorization.
+        "53300" => StoreError::Connection(text),
+        c if c.starts_with("08") || c.starts_with("28") || c.starts_with("3D") => StoreError::Connection(text),
+        // Data exceptions, and what exceeds a limit (a btree row too large).
+        c if c.starts_with("22") || c == "54000" => StoreError::Value(text),
+        _ => StoreError::Other(text),
+    }
+}
+
+fn is_io(error: &postgres::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>())
+}
+
+/// One line without values: the server's message and code, or the chain of causes.
+fn describe(error: &postgres::Error) -> String {
+    if let Some(db) = error.as_db_error() {
+        return format!("{} (SQLSTATE {})", db.message(), db.code().code());
+    }
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sqlstate_says_what_to_do() {
+        let kind = |code: &str| by_code(&SqlState::from_code(code), String::new()).kind();
+        for (codes, expected) in [
+            (&["40P01", "40001", "55P03", "57014"][..], "busy"),
+            (&["57P01", "57P03", "08006", "08001", "28P01", "28000", "3D000", "53300", "25006"][..], "connection"),
+            (&["22021", "22P05", "22001", "54000"][..], "value"),
+            (&["42501", "42P01", "53100", "XX000"][..], "other"),
+        ] {
+            for code in codes {
+                assert_eq!(kind(code), expected, "{code}");
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! All SQL: what is written to PostgreSQL, in which transaction, and what that proves.
+//!
+//! May use `config` and `core`. Never: Kafka, HTTP, metrics, logging; it returns values, and the threads decide. Statements
+//! stand in `sql/statements/`, one a file; the schema in `sql/migrations/`. PostgreSQL's clock decides what is due.
+
+mod claim;
+mod error;
+mod ingest;
+mod inspect;
+mod lease;
+mod migrate;
+mod positions;
+mod session;
+mod settle;
+mod sql;
+mod upkeep;
+
+pub use claim::{Claimant, Claimed, Claims, Floor};
+pub use error::{ERROR_KINDS, StoreError};
+pub use ingest::{Advance, Batch, Candidate, Ingested, Reject, Topics, Writer};
+pub use inspect::{PositionRow, ProcessRow, Status, status};
+pub use lease::{LeaseTime, Leased, ROOM_BYTES, ROOM_ROWS, Reservation, Room, Slot};
+pub use migrate::{SchemaState, migrate, print_sql, schema_state};
+pub use positions::{Gap, Owned, Position};
+pub use session::{Link, Role, Session};
+pub use settle::{Settled, Settlement, Tried};
+pub use sql::{CLAIM_LIMITS, Sql, all as statements};
+pub use upkeep::{Gauges, Heartbeat, Registration, ensure_pipeline};
+
+/// Number of this process in table `process`; holder of leases and owner of partitions.
+pub type ProcessId = i64;
+
+/// Which rows of `counter` this process's role adds to: few enough to sum, many enough that processes rarely share one.
+pub(crate) fn slot(process: ProcessId, role: i32) -> i32 {
+    (process.rem_euclid(64)) as i32 * 4 + role
+}

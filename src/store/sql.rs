@@ -1,0 +1,84 @@
+//! Every statement, one file each in `sql/statements/`, compiled in. A test prepares them all.
+
+/// A statement and the name of its file.
+#[derive(Debug, Clone, Copy)]
+pub struct Sql {
+    /// Name of the file without `.sql`; key of the prepared statement.
+    pub name: &'static str,
+    /// The text.
+    pub text: &'static str,
+    /// Replaces `{limit}`: limits are literal, so that the plan is pinned to them.
+    pub limit: Option<usize>,
+}
+
+macro_rules! statements {
+    ($($constant:ident = $file:literal),* $(,)?) => {
+        $(pub(super) const $constant: Sql = Sql {
+            name: $file, text: include_str!(concat!("../../sql/statements/", $file, ".sql")), limit: None,
+        };)*
+        /// All statements; `claim` once for each of its limits.
+        pub fn all() -> Vec<Sql> {
+            let mut all = vec![$($constant),*];
+            all.retain(|sql| sql.name != CLAIM.name);
+            all.extend(CLAIM_LIMITS.map(claim));
+            all
+        }
+    };
+}
+
+statements! {
+    ADVANCE = "advance",
+    ALL_POSITIONS = "all_positions",
+    BEGIN_POSITIONS = "begin_positions",
+    CLAIM = "claim",
+    GAUGES = "gauges",
+    GIVE_BACK = "give_back",
+    GOODBYE = "goodbye",
+    HEARTBEAT = "heartbeat",
+    INGEST = "ingest",
+    INSERT_DUPLICATES = "insert_duplicates",
+    INSERT_GAP = "insert_gap",
+    INSERT_REJECTED = "insert_rejected",
+    LEASED_ROWS = "leased_rows",
+    MOVE_POSITION = "move_position",
+    NEXT_DUE = "next_due",
+    OWN = "own",
+    PAYLOADS = "payloads",
+    POSITIONS = "positions",
+    PREDECESSORS = "predecessors",
+    PROCESSES = "processes",
+    PULL_IN = "pull_in",
+    REGISTER = "register",
+    SEEN = "seen",
+    SETTLE_DELIVERED = "settle_delivered",
+    SETTLE_DIED = "settle_died",
+    SETTLE_FAILED = "settle_failed",
+    SETTLE_STALE = "settle_stale",
+    SWEEP = "sweep",
+    TOPIC_ID = "topic_id",
+    TOPIC_POSITIONS = "topic_positions",
+}
+
+/// The limits that `claim` is prepared with, ascending.
+pub const CLAIM_LIMITS: [usize; 4] = [1, 8, 64, 500];
+
+/// `claim` with one of [`CLAIM_LIMITS`].
+pub(super) fn claim(limit: usize) -> Sql {
+    let name = match limit {
+        1 => "claim_1",
+        8 => "claim_8",
+        64 => "claim_64",
+        _ => "claim_500",
+    };
+    Sql { name, limit: Some(limit), ..CLAIM }
+}
+
+impl Sql {
+    /// The text that the server sees.
+    pub fn render(&self) -> String {
+        match self.limit {
+            Some(limit) => self.text.replace("{limit}", &limit.to_string()),
+            None => self.text.to_owned(),
+        }
+    }
+}

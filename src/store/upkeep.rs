@@ -1,0 +1,146 @@
+//! What keeps the tables in order: registration, heartbeat, sweep of dead predecessors, counts.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::sql::{GAUGES, GIVE_BACK, GOODBYE, HEARTBEAT, PREDECESSORS, PULL_IN, REGISTER, SWEEP};
+use super::{ProcessId, Session, StoreError};
+
+/// A start of the daemon, as registered.
+#[derive(Debug, Clone)]
+pub struct Registration {
+    /// UUID of the locked state file; `None` without a state directory.
+    pub instance: Option<Uuid>,
+    /// Host name.
+    pub host: String,
+    /// `txrelay` version.
+    pub version: &'static str,
+    /// `postgres.lease`
+    pub lease: Duration,
+}
+
+/// What the heartbeat says.
+#[derive(Debug, Clone, Default)]
+pub struct Heartbeat {
+    /// Requests in flight.
+    pub in_flight: usize,
+    /// Reasons that stand still, as in `stalled{reason}`.
+    pub stalled: Vec<String>,
+    /// The words of `STATUS=`.
+    pub status: String,
+}
+
+/// Everything that is counted, of one moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Gauges {
+    /// Never tried.
+    pub pending: i64,
+    /// Leased.
+    pub in_flight: i64,
+    /// Waiting after a failure.
+    pub retrying: i64,
+    /// Given up by rule.
+    pub dead: i64,
+    /// Closed by a person.
+    pub resolved: i64,
+    /// Rejected and not resolved.
+    pub rejected_unresolved: i64,
+    /// Sums of table `counter` by code.
+    pub counters: HashMap<i16, i64>,
+    /// Seconds since the oldest open transaction was stored.
+    pub oldest_open_age: Option<f64>,
+    /// Seconds since the oldest due delivery became due.
+    pub oldest_due_age: Option<f64>,
+    /// Whether delivering is paused.
+    pub paused: bool,
+}
+
+/// Notes on first use whose schema this is. `Unusable`: it is another pipeline's.
+pub fn ensure_pipeline(session: &mut Session, name: &str) -> Result<(), StoreError> {
+    session.client.execute("insert into pipeline (name) values ($1) on conflict do nothing", &[&name])?;
+    let owner: String = session.client.query_one("select name from pipeline where one", &[])?.get(0);
+    if owner == name {
+        return Ok(());
+    }
+    Err(StoreError::Unusable(format!(
+        "the schema belongs to the pipeline \"{owner}\", and this one is \"{name}\": give it a schema of its own (postgres.schema), \
+         or its old name back (name)"
+    )))
+}
+
+impl Session {
+    /// Registers this start.
+    pub fn register(&mut self, registration: &Registration) -> Result<ProcessId, StoreError> {
+        let statement = self.prepare(&REGISTER)?;
+        let pid = std::process::id() as i32;
+        let lease_ms = registration.lease.as_millis() as i64;
+        let row = self.client.query_one(
+            &statement,
+            &[&registration.instance, &registration.host, &pid, &registration.version, &lease_ms],
+        )?;
+        Ok(row.get(0))
+    }
+
+    /// Says that this process lives. `false`: its row is gone, so the database is not the one that it registered with.
+    pub fn heartbeat(&mut self, process: ProcessId, beat: &Heartbeat) -> Result<bool, StoreError> {
+        let statement = self.prepare(&HEARTBEAT)?;
+        let in_flight = i32::try_from(beat.in_flight).unwrap_or(i32::MAX);
+        Ok(self.client.execute(&statement, &[&process, &in_flight, &beat.stalled, &beat.status])? == 1)
+    }
+
+    /// Says that this process has ended and holds nothing.
+    pub fn goodbye(&mut self, process: ProcessId) -> Result<(), StoreError> {
+        let statement = self.prepare(&GOODBYE)?;
+        self.client.execute(&statement, &[&process])?;
+        Ok(())
+    }
+
+    /// Earlier lives of this instance that may still hold leases. The caller holds the instance's lock, so they are dead.
+    pub fn predecessors(&mut self, instance: Uuid, process: ProcessId) -> Result<Vec<ProcessId>, StoreError> {
+        let statement = self.prepare(&PREDECESSORS)?;
+        let rows = self.client.query(&statement, &[&instance, &process])?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Frees the leases of a dead process, up to 500; returns how many. `longest` is the longest lease it may have taken.
+    pub fn sweep(&mut self, dead: ProcessId, longest: Duration) -> Result<u64, StoreError> {
+        let statement = self.prepare(&SWEEP)?;
+        let freed: i64 = self.client.query_one(&statement, &[&dead, &(longest.as_millis() as i64)])?.get(0);
+        Ok(freed as u64)
+    }
+
+    /// Pulls in deliveries that lie further ahead than `furthest`, up to 500: the server's clock was set back. Returns how many.
+    pub fn pull_in(&mut self, furthest: Duration) -> Result<u64, StoreError> {
+        let statement = self.prepare(&PULL_IN)?;
+        Ok(self.client.execute(&statement, &[&(furthest.as_millis() as i64)])?)
+    }
+
+    /// Gives leased rows back that were not sent: (id, lease) each.
+    pub fn give_back(&mut self, rows: &[(i64, i64)]) -> Result<u64, StoreError> {
+        let statement = self.prepare(&GIVE_BACK)?;
+        let (ids, leases): (Vec<i64>, Vec<i64>) = rows.iter().copied().unzip();
+        Ok(self.client.execute(&statement, &[&ids, &leases])?)
+    }
+
+    /// Counts everything.
+    pub fn gauges(&mut self) -> Result<Gauges, StoreError> {
+        let statement = self.prepare(&GAUGES)?;
+        let row = self.client.query_one(&statement, &[])?;
+        let counters: serde_json::Value = row.get("counters");
+        let counters = counters.as_object().into_iter().flatten();
+        Ok(Gauges {
+            pending: row.get("pending"),
+            in_flight: row.get("in_flight"),
+            retrying: row.get("retrying"),
+            dead: row.get("dead"),
+            resolved: row.get("resolved"),
+            rejected_unresolved: row.get("rejected_unresolved"),
+            counters: counters.filter_map(|(code, n)| Some((code.parse().ok()?, n.as_i64()?))).collect(),
+            oldest_open_age: row.get("oldest_open_age"),
+            oldest_due_age: row.get("oldest_due_age"),
+            paused: row.get::<_, Option<bool>>("paused").unwrap_or(false),
+        })
+    }
+}
