@@ -7,4 +7,3 @@ pub mod headers;
 pub mod identify;
 pub mod outcome;
 pub mod record;
-pub mod room;
