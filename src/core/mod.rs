@@ -6,3 +6,4 @@
 pub mod identify;
 pub mod outcome;
 pub mod record;
+pub mod text;
