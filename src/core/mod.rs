@@ -3,6 +3,8 @@
 //! Nothing here does I/O, reads a clock, draws a random number or logs: `now` and jitter are arguments. Every room may
 //! use this one, and it uses none.
 
+pub mod backoff;
+pub mod fault;
 pub mod identify;
 pub mod outcome;
 pub mod record;
