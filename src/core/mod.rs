@@ -5,7 +5,10 @@
 
 pub mod backoff;
 pub mod fault;
+pub mod idempotency;
 pub mod identify;
+pub mod ledger;
 pub mod outcome;
 pub mod record;
+pub mod room;
 pub mod text;
