@@ -3,7 +3,13 @@
 //! Nothing here does I/O, reads a clock, draws a random number or logs: `now` and jitter are arguments. Every room may
 //! use this one, and it uses none.
 
+pub mod backoff;
+pub mod fault;
 pub mod headers;
+pub mod idempotency;
 pub mod identify;
+pub mod ledger;
 pub mod outcome;
 pub mod record;
+pub mod room;
+pub mod text;

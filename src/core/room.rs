@@ -1,0 +1,51 @@
+//! How much may be taken into memory at once (DESIGN section 3.3).
+//!
+//! What is taken is leased; what cannot start well before the lease ends would be given back, or delivered twice.
+
+use std::time::Duration;
+
+/// Most rows in `handoff` and in workers' hands.
+pub const ROWS_MAX: usize = 1024;
+
+/// Most bytes of payload, key and headers in them.
+pub const BYTES_MAX: usize = 32 << 20;
+
+/// How many rows may be held: as many as `workers` can start within a third of the lease when a request takes
+/// `mean_request` (the request timeout while nothing is known), at least 1, at most [`ROWS_MAX`].
+pub fn limit(workers: usize, mean_request: Duration, lease: Duration) -> usize {
+    let per_worker = (lease / 3).as_nanos() / mean_request.as_nanos().max(1);
+    let rows = u128::try_from(workers).unwrap_or(u128::MAX).saturating_mul(per_worker);
+    usize::try_from(rows).unwrap_or(usize::MAX).clamp(1, ROWS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn no_more_is_taken_than_can_start_within_a_third_of_the_lease() {
+        let (ms, s) = (Duration::from_millis, Duration::from_secs);
+        for (workers, mean_request, lease, rows) in [
+            (32, s(15), s(60), 32),
+            (4, s(10), s(60), 8),
+            (32, ms(20), s(60), ROWS_MAX),
+            (1, ms(100), s(60), 200),
+            (1, s(60), s(60), 1),
+            (0, s(1), s(60), 1),
+            (32, Duration::ZERO, s(60), ROWS_MAX),
+            (usize::MAX, Duration::ZERO, Duration::MAX, ROWS_MAX),
+            (32, s(1), Duration::ZERO, 1),
+        ] {
+            assert_eq!(limit(workers, mean_request, lease), rows, "{workers} workers, {mean_request:?}, lease {lease:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn there_is_always_room_for_one_and_never_for_too_many(workers: usize, mean_request: Duration, lease: Duration) {
+            let rows = limit(workers, mean_request, lease);
+            prop_assert!((1..=ROWS_MAX).contains(&rows));
+        }
+    }
+}
