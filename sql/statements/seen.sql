@@ -1,5 +1,6 @@
 -- Ids ($1) that `ingest` did not insert, with their values ($2) and places ($3 topics, $4 partitions, $5 incarnations, $6
 -- offsets). A second statement, because the first one's snapshot does not see a concurrent winner. Absent: insert again.
+-- same_record: it is the stored record itself, read again after somebody set a position back.
 select u.ord::int, t.id, t.payload is not distinct from u.v as equal,
   t.topic_id = u.topic and t.partition = u.p and t.incarnation = u.inc and t.kafka_offset = u.o as same_record
 from unnest($1::text[], $2::bytea[], $3::smallint[], $4::int[], $5::smallint[], $6::bigint[]) with ordinality

@@ -5,15 +5,12 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::core::fault::DeadReason;
+use crate::core::identify::Reason;
 use crate::core::outcome::Outcome;
-use crate::source::TroubleKind;
-use crate::store::ERROR_KINDS;
 
 /// States of a transaction, as labels.
 pub const STATES: [&str; 6] = ["pending", "in_flight", "retrying", "delivered", "dead", "resolved"];
-/// Reasons of a rejected record, as labels.
-pub const REJECT_REASONS: [&str; 7] =
-    ["unreadable", "id_missing", "id_invalid", "conflict", "too_large", "tombstone", "not_storable"];
 /// Reasons of a known gap, as labels.
 pub const GAP_REASONS: [&str; 4] = ["retention", "recreated", "truncated", "unexplained"];
 /// Everything that `stalled` can say.
@@ -66,6 +63,10 @@ pub struct Identity<'a> {
     pub client: &'a str,
     /// Topics.
     pub topics: &'a [String],
+    /// Kinds of errors of the Kafka client.
+    pub kafka_errors: &'a [&'static str],
+    /// Kinds of errors of PostgreSQL.
+    pub postgres_errors: &'a [&'static str],
 }
 
 struct Registrar(Registry);
@@ -190,12 +191,12 @@ impl Metrics {
     /// Makes every known label combination exist: without it rate() misses the first failure.
     fn touch(&self, identity: Identity<'_>) {
         STATES.iter().for_each(|state| drop(self.transactions.with_label_values(&[state])));
-        REJECT_REASONS.iter().for_each(|reason| drop(self.rejected_total.with_label_values(&[reason])));
+        Reason::ALL.iter().for_each(|reason| drop(self.rejected_total.with_label_values(&[reason.label()])));
         Outcome::ALL.iter().for_each(|outcome| drop(self.attempts_total.with_label_values(&[outcome.label()])));
-        ["refused", "gave_up"].iter().for_each(|reason| drop(self.dead_total.with_label_values(&[reason])));
+        DeadReason::ALL.iter().for_each(|reason| drop(self.dead_total.with_label_values(&[reason.label()])));
         STALLED.iter().for_each(|reason| drop(self.stalled.with_label_values(&[reason])));
-        TroubleKind::ALL.iter().for_each(|kind| drop(self.kafka_errors_total.with_label_values(&[kind.label()])));
-        ERROR_KINDS.iter().for_each(|kind| drop(self.postgres_errors_total.with_label_values(&[kind])));
+        identity.kafka_errors.iter().for_each(|kind| drop(self.kafka_errors_total.with_label_values(&[kind])));
+        identity.postgres_errors.iter().for_each(|kind| drop(self.postgres_errors_total.with_label_values(&[kind])));
         ["read", "ingested", "dead"].iter().for_each(|equation| drop(self.ledger_imbalance.with_label_values(&[equation])));
         for topic in identity.topics {
             ["ingested", "duplicate", "rejected"].iter().for_each(|result| drop(self.records_total.with_label_values(&[topic, result])));

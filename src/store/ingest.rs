@@ -107,13 +107,7 @@ impl Session {
     /// Stores the batch in one transaction. `Fenced`: a partition is no longer this process's, nothing was stored.
     /// `Connection`: perhaps it was stored; the positions tell (see [`Session::leased_rows`]).
     pub fn ingest(&mut self, writer: Writer, topics: &Topics, batch: &Batch) -> Result<Ingested, StoreError> {
-        let statements = Statements {
-            ingest: self.prepare(&INGEST)?,
-            seen: self.prepare(&SEEN)?,
-            rejected: self.prepare(&INSERT_REJECTED)?,
-            duplicates: self.prepare(&INSERT_DUPLICATES)?,
-            advance: self.prepare(&ADVANCE)?,
-        };
+        let statements = self.statements()?;
         let mut transaction = self.client.transaction()?;
         let mut done = Ingested::default();
         let sorted = sort(&batch.candidates);
@@ -142,7 +136,8 @@ impl Session {
             let found = seen(&mut transaction, &statements, topics, batch, &unknown)?;
             for seen in found.values() {
                 match seen {
-                    Seen { same_record: true, .. } => reread += 1,
+                    // The same place with other bytes is no re-read: that log was truncated or replaced.
+                    Seen { same_record: true, equal: true, .. } => reread += 1,
                     Seen { equal: true, place, tx_id, .. } => repeats.push((*place, *tx_id)),
                     Seen { place, tx_id, .. } => conflicts.push((*place, *tx_id)),
                 }
@@ -195,6 +190,57 @@ impl Session {
         let ids: Vec<&str> = batch.candidates.iter().map(|c| c.transaction_id.as_str()).collect();
         let rows = self.client.query(&statement, &[&ids, &lease])?;
         Ok(rows.iter().map(|row| (place(row.get(0)), row.get(0), row.get(1))).collect())
+    }
+}
+
+impl Batch {
+    /// Moves candidates that PostgreSQL refuses to the rejected ones.
+    pub fn set_aside(&mut self, places: &[usize], why: &str) {
+        let mut kept = Vec::with_capacity(self.candidates.len());
+        for (place, candidate) in std::mem::take(&mut self.candidates).into_iter().enumerate() {
+            if places.contains(&place) {
+                let Candidate { record, incarnation, .. } = candidate;
+                self.rejects.push(Reject { reason: "not_storable", detail: why.to_owned(), tx_id: None, record, incarnation });
+            } else {
+                kept.push(candidate);
+            }
+        }
+        self.candidates = kept;
+    }
+}
+
+impl Session {
+    /// Which candidates PostgreSQL refuses for a value, found by halving under savepoints. Stores nothing.
+    pub fn find_unstorable(&mut self, writer: Writer, topics: &Topics, batch: &Batch) -> Result<Vec<usize>, StoreError> {
+        let statements = self.statements()?;
+        let mut transaction = self.client.transaction()?;
+        let mut ranges = vec![sort(&batch.candidates)];
+        let mut refused = Vec::new();
+        while let Some(places) = ranges.pop() {
+            let mut savepoint = transaction.transaction()?;
+            let tried = insert(&mut savepoint, &statements, writer, topics, batch, &places, &mut Ingested::default());
+            savepoint.rollback()?;
+            match tried {
+                Ok(()) => {}
+                Err(StoreError::Value(_)) if places.len() == 1 => refused.extend(places),
+                Err(StoreError::Value(_)) => {
+                    let (left, right) = places.split_at(places.len() / 2);
+                    ranges.extend([left.to_vec(), right.to_vec()]);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(refused)
+    }
+
+    fn statements(&mut self) -> Result<Statements, StoreError> {
+        Ok(Statements {
+            ingest: self.prepare(&INGEST)?,
+            seen: self.prepare(&SEEN)?,
+            rejected: self.prepare(&INSERT_REJECTED)?,
+            duplicates: self.prepare(&INSERT_DUPLICATES)?,
+            advance: self.prepare(&ADVANCE)?,
+        })
     }
 }
 

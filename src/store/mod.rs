@@ -22,7 +22,7 @@ pub use inspect::{PositionRow, ProcessRow, Status, status};
 pub use lease::{LeaseTime, Leased, ROOM_BYTES, ROOM_ROWS, Reservation, Room, Slot};
 pub use migrate::{SchemaState, migrate, print_sql, schema_state};
 pub use positions::{Gap, Owned, Position};
-pub use session::{Link, Role, Session};
+pub use session::{Link, Pool, Role, Session};
 pub use settle::{Settled, Settlement, Tried};
 pub use sql::{CLAIM_LIMITS, Sql, all as statements};
 pub use upkeep::{Gauges, Heartbeat, Registration, ensure_pipeline};

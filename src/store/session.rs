@@ -4,14 +4,75 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use postgres::{Client, NoTls, Statement};
+use r2d2_postgres::PostgresConnectionManager;
 
 use super::{Sql, StoreError};
 use crate::config;
 
 /// A connection set up for this work: READ COMMITTED, pinned plans, timeouts, the pipeline's schema first in the path.
 pub struct Session {
-    pub(super) client: Client,
+    pub(super) client: Connection,
     prepared: HashMap<&'static str, Statement>,
+}
+
+/// A connection of its own, or one of the pool's.
+pub(super) enum Connection {
+    Own(Box<Client>),
+    Pooled(Box<r2d2::PooledConnection<PostgresConnectionManager<NoTls>>>),
+}
+
+impl std::ops::Deref for Connection {
+    type Target = Client;
+    fn deref(&self) -> &Client {
+        match self {
+            Self::Own(client) => client,
+            Self::Pooled(client) => client,
+        }
+    }
+}
+
+impl std::ops::DerefMut for Connection {
+    fn deref_mut(&mut self) -> &mut Client {
+        match self {
+            Self::Own(client) => client,
+            Self::Pooled(client) => client,
+        }
+    }
+}
+
+/// Connections for work that is not on the way of a transaction: upkeep.
+#[derive(Debug, Clone)]
+pub struct Pool(r2d2::Pool<PostgresConnectionManager<NoTls>>);
+
+#[derive(Debug)]
+struct Prepare(String);
+
+impl r2d2::CustomizeConnection<Client, postgres::Error> for Prepare {
+    fn on_acquire(&self, client: &mut Client) -> Result<(), postgres::Error> {
+        client.batch_execute(&self.0)
+    }
+}
+
+impl Pool {
+    /// Connects to nothing yet: a missing database does not stop the start.
+    pub fn new(postgres: &config::Postgres, pipeline: &str) -> Self {
+        let role = Role { pipeline: pipeline.to_owned(), role: "upkeep" };
+        let manager = PostgresConnectionManager::new(client_config(postgres, &role), NoTls);
+        let pool = r2d2::Pool::builder()
+            .max_size(postgres.pool_size)
+            .min_idle(Some(0))
+            .connection_timeout(Duration::from_secs(6))
+            .error_handler(Box::new(r2d2::NopErrorHandler))
+            .connection_customizer(Box::new(Prepare(settings(&postgres.schema))))
+            .build_unchecked(manager);
+        Self(pool)
+    }
+
+    /// A session on one of the pool's connections.
+    pub fn session(&self) -> Result<Session, StoreError> {
+        let client = self.0.get().map_err(|e| StoreError::Connection(e.to_string()))?;
+        Ok(Session { client: Connection::Pooled(Box::new(client)), prepared: HashMap::new() })
+    }
 }
 
 /// Who connects: `application_name = txrelay/PIPELINE/ROLE`.
@@ -28,7 +89,7 @@ impl Session {
     pub fn connect(postgres: &config::Postgres, role: &Role) -> Result<Self, StoreError> {
         let mut client = client_config(postgres, role).connect(NoTls)?;
         client.batch_execute(&settings(&postgres.schema))?;
-        Ok(Self { client, prepared: HashMap::new() })
+        Ok(Self { client: Connection::Own(Box::new(client)), prepared: HashMap::new() })
     }
 
     /// The statement, prepared once a session.

@@ -1,0 +1,135 @@
+//! The claimer: one thread takes what is due, in batches, and hands it to the workers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, select};
+
+use crate::ops::health::Health;
+use crate::ops::metrics::Metrics;
+use crate::ops::stop::Stop;
+use crate::ops::throttle::Throttle;
+use crate::store::{CLAIM_LIMITS, Claimant, Claims, Floor, LeaseTime, Leased, Link, ProcessId, Room, StoreError};
+
+/// The longest time without a look, whatever the load: a lost wake-up costs a second, not a delivery.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Takes what is due.
+pub struct Claimer {
+    /// Its own connection.
+    pub link: Link,
+    /// Where slots are reserved before a claim.
+    pub room: Arc<Room>,
+    /// Length of leases.
+    pub time: LeaseTime,
+    /// Longest time without a look; one second but for tests that prove the wake-up.
+    pub poll: Duration,
+    /// See `Flow::unsettled`.
+    pub unsettled: Arc<AtomicBool>,
+    /// Series.
+    pub metrics: Metrics,
+    /// What it waits for.
+    pub health: Health,
+    /// Told to stop, it claims nothing more.
+    pub stop: Stop,
+}
+
+impl Claimer {
+    /// The default of `poll`.
+    pub const POLL: Duration = POLL;
+
+    /// Works until told to stop. `process` comes once upkeep has opened the store.
+    pub fn run(mut self, process: &Receiver<ProcessId>, wake: &Receiver<()>, handoff: &Sender<Leased>) -> anyhow::Result<()> {
+        let process = select! {
+            recv(process) -> process => match process {
+                Ok(process) => process,
+                Err(_) => return Ok(()),
+            },
+            recv(self.stop.signal()) -> _ => return Ok(()),
+        };
+        let mut floor = Floor::default();
+        let mut throttle = Throttle::default();
+        let mut rest = Duration::ZERO;
+        loop {
+            // The token is taken before the look: what becomes due during the look leaves another one.
+            select! {
+                recv(self.stop.signal()) -> _ => return Ok(()),
+                recv(wake) -> _ => {}
+                recv(self.room.on_freed) -> _ => {}
+                default(rest) => {}
+            }
+            if self.unsettled.load(Ordering::Acquire) {
+                rest = Duration::from_millis(100);
+                continue;
+            }
+            rest = match self.turn(process, &mut floor, handoff) {
+                Ok(rest) => {
+                    self.health.go("claimer", "postgres");
+                    rest
+                }
+                Err(error) => {
+                    floor.reset();
+                    self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
+                    if let Some(note) = throttle.admit(error.kind(), Instant::now()) {
+                        log::warn!("failed to claim, will try again: {error}{note}");
+                    }
+                    if matches!(error, StoreError::Connection(_)) {
+                        self.health.wait("claimer", "postgres", format!("PostgreSQL does not answer: {error}"));
+                    }
+                    if self.stop.wait(self.link.pause(rand::random())) {
+                        return Ok(());
+                    }
+                    Duration::ZERO
+                }
+            };
+        }
+    }
+
+    /// One look; returns how long to rest.
+    fn turn(&mut self, process: ProcessId, floor: &mut Floor, handoff: &Sender<Leased>) -> Result<Duration, StoreError> {
+        let Some((limit, room)) = self.reserve() else {
+            self.room.want(CLAIM_LIMITS[1]);
+            return Ok(self.poll);
+        };
+        let who = Claimant { process, lease: rand::random(), time: self.time };
+        let now = Instant::now();
+        let from = floor.take(now);
+        let (claimed, claims) = self.link.run(|session| session.claim(limit, who, from, room))?;
+        floor.learn(&claims);
+        self.note(limit, &claims, claimed.rows.len(), now);
+        for leased in claimed.rows {
+            // As many slots as places: never blocks. Nobody receives only when the workers are gone, and the lease ends then.
+            let _ = handoff.send(leased);
+        }
+        if !claimed.too_much.is_empty() {
+            self.link.run(|session| session.give_back(&claimed.too_much))?;
+            self.room.want(CLAIM_LIMITS[1]);
+            return Ok(self.poll);
+        }
+        if !claims.short {
+            return Ok(Duration::ZERO);
+        }
+        let next = self.link.run(|session| session.next_due(from))?;
+        Ok(next.map_or(self.poll, |next| next.clamp(Duration::from_millis(1), self.poll)))
+    }
+
+    /// The largest limit that there is room for.
+    fn reserve(&self) -> Option<(usize, crate::store::Reservation)> {
+        let free = self.room.free_rows();
+        CLAIM_LIMITS.into_iter().rev().filter(|limit| *limit <= free).find_map(|limit| Some((limit, self.room.reserve_rows(limit)?)))
+    }
+
+    fn note(&self, limit: usize, claims: &Claims, rows: usize, began: Instant) {
+        // A claim of a single row that found one is full, but says nothing of a backlog until it is repeated at once.
+        self.room.claimed(claims.short, Instant::now());
+        self.metrics.commit_duration_seconds.with_label_values(&["claim"]).observe(began.elapsed().as_secs_f64());
+        if rows > 0 {
+            self.metrics.batch_rows.with_label_values(&["claim"]).observe(rows as f64);
+        }
+        if claims.lost > 0 {
+            self.metrics.attempts_total.with_label_values(&["lost"]).inc_by(claims.lost as u64);
+            log::warn!(rows = claims.lost; "{} of {rows} claimed deliveries had leases that ran out (limit {limit})", claims.lost);
+        }
+    }
+}

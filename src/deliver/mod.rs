@@ -1,0 +1,16 @@
+//! Delivering: the claimer takes what is due, the workers send it, the settler writes what came of it.
+//!
+//! May use `store`, `downstream`, `ops`, `config`, `core`. Never: Kafka. No transaction is open during a request, and a
+//! worker holds no connection.
+
+mod acceptances;
+mod claimer;
+mod flow;
+mod settler;
+mod worker;
+
+pub use acceptances::Acceptances;
+pub use claimer::Claimer;
+pub use flow::Flow;
+pub use settler::Settler;
+pub use worker::Worker;

@@ -1,0 +1,126 @@
+//! A worker: takes a leased delivery, sends it, says what came of it. Holds no connection to PostgreSQL.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::acceptances::Acceptances;
+use crate::core::backoff::Policy;
+use crate::core::fault::{Attempted, Next, decide, whose};
+use crate::core::outcome::{Outcome, Sent, classify_failure, classify_status, parse_retry_after};
+use crate::core::text::{ERROR_MAX, clean_text};
+use crate::downstream::{Answer, Delivery, Transport};
+use crate::ops::metrics::Metrics;
+use crate::ops::stop::Stop;
+use crate::store::{Leased, Room, Settled, Settlement, Tried};
+
+/// One of the pool.
+pub struct Worker {
+    /// Its own connection pool and buffers.
+    pub transport: Box<dyn Transport>,
+    /// Shared by all workers.
+    pub acceptances: Arc<Acceptances>,
+    /// Learns how long requests take.
+    pub room: Arc<Room>,
+    /// Waits and budget.
+    pub policy: Policy,
+    /// Series.
+    pub metrics: Metrics,
+    /// Told to stop, it finishes the request in hand and gives the rest back.
+    pub stop: Stop,
+}
+
+impl Worker {
+    /// Works until the consumer and the claimer are gone and `handoff` is empty.
+    pub fn run(mut self, handoff: &Receiver<Leased>, outcomes: &Sender<Settlement>) -> anyhow::Result<()> {
+        while let Ok(leased) = handoff.recv() {
+            let what = if self.stop.is_stopping() || Instant::now() >= leased.deadline {
+                self.metrics.given_back_total.inc();
+                Settled::GivenBack
+            } else {
+                self.attempt(&leased)
+            };
+            let settlement = Settlement { id: leased.id, lease: leased.lease, attempt: leased.attempt, what };
+            // Its place is free before the settler has time for it: room bounds what waits for a worker.
+            drop(leased);
+            if outcomes.send(settlement).is_err() {
+                anyhow::ensure!(self.stop.is_stopping(), "the settler is gone");
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn attempt(&mut self, leased: &Leased) -> Settled {
+        let delivery = Delivery {
+            transaction_id: &leased.transaction_id,
+            payload: &leased.payload,
+            headers: &leased.headers,
+            source: (&leased.topic, leased.partition, leased.offset),
+            received_at: leased.received_at,
+            attempt: leased.attempt,
+        };
+        self.metrics.requests_in_flight.inc();
+        let answer = self.transport.send(&delivery);
+        self.metrics.requests_in_flight.dec();
+        let now = Instant::now();
+        self.room.observe(answer.latency);
+        let latency = answer.latency;
+        let (tried, retry_after) = judge(answer);
+        self.metrics.attempt_duration_seconds.observe(latency.as_secs_f64());
+        self.metrics.attempts_total.with_label_values(&[tried.outcome.label()]).inc();
+        if tried.sent == Sent::Unknown {
+            self.metrics.attempts_unknown_total.inc();
+        }
+        if tried.outcome == Outcome::Delivered {
+            self.acceptances.accepted(leased.id, now);
+            let age = SystemTime::now().duration_since(leased.received_at).unwrap_or_default();
+            self.metrics.delivery_duration_seconds.observe(age.as_secs_f64());
+        }
+        let age = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
+        let attempted = Attempted {
+            outcome: tried.outcome,
+            whose: whose(age(leased.previous_attempt), age(self.acceptances.last_other_than(leased.id))),
+            attempt: leased.attempt,
+            spent: leased.spent,
+            retry_after,
+        };
+        self.follow(leased, tried, &attempted)
+    }
+
+    fn follow(&self, leased: &Leased, tried: Tried, attempted: &Attempted) -> Settled {
+        let next = decide(attempted, &self.policy, rand::random());
+        let status = tried.status.map_or_else(|| "-".to_owned(), |status| status.to_string());
+        log::debug!(id = leased.transaction_id.as_str(), attempt = leased.attempt, outcome = tried.outcome.label(), status = status.as_str();
+            "attempt of {}", leased.transaction_id);
+        match next {
+            Next::Done => Settled::Delivered(tried),
+            Next::Again { delay, spend } => Settled::Failed { tried, delay, spend },
+            Next::Dead { reason } => {
+                self.metrics.dead_total.with_label_values(&[reason.label()]).inc();
+                log::error!(id = leased.transaction_id.as_str(), attempt = leased.attempt, reason = reason.label(), status = status.as_str();
+                    "transaction {} is dead ({}, attempt {}, status {status}): a person has to decide", leased.transaction_id, reason.label(), leased.attempt);
+                Settled::Died { tried, reason: reason.label() }
+            }
+        }
+    }
+}
+
+/// What an answer is, and what the service asked for.
+fn judge(answer: Answer) -> (Tried, Option<Duration>) {
+    let latency = answer.latency;
+    match answer.result {
+        Ok(response) => {
+            let outcome = classify_status(response.status, response.retry_after.is_some());
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+            let retry_after = response.retry_after.as_deref().and_then(|text| parse_retry_after(text, now));
+            let tried = Tried { outcome, status: Some(response.status), sent: Sent::Yes, latency, error: response.text };
+            (tried, retry_after)
+        }
+        Err(failure) => {
+            let error = Some(clean_text(failure.text.as_bytes(), ERROR_MAX));
+            (Tried { outcome: classify_failure(failure.kind), status: None, sent: failure.sent, latency, error }, None)
+        }
+    }
+}

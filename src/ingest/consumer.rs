@@ -1,0 +1,292 @@
+//! The consumer thread: its loop, and what it does with each event of the source.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, select};
+
+use super::batch::Reading;
+use crate::config::Config;
+use crate::core::record::TopicPartition;
+use crate::ops::health::Health;
+use crate::ops::metrics::Metrics;
+use crate::ops::stop::{ExitWith, Stop};
+use crate::ops::throttle::Throttle;
+use crate::source::{MessageSource, Polled, SourceError, Trouble};
+use crate::store::{LeaseTime, Leased, Link, Position, ProcessId, Room, StoreError, Topics, Writer};
+
+/// Builds a source; a fault in it is told apart by the consumer.
+pub type OpenSource = Box<dyn FnMut() -> Result<Box<dyn MessageSource>, SourceError> + Send>;
+
+/// How long one look for records waits.
+const POLL: Duration = Duration::from_millis(100);
+/// How often positions are read back, topic ids compared and quiet partitions moved over markers.
+const CHECK: Duration = Duration::from_secs(10);
+
+/// Reads, commits, hands over.
+pub struct Consumer {
+    pub(super) config: Arc<Config>,
+    pub(super) link: Link,
+    pub(super) room: Arc<Room>,
+    pub(super) time: LeaseTime,
+    pub(super) metrics: Metrics,
+    pub(super) health: Health,
+    pub(super) stop: Stop,
+    pub(super) handoff: Sender<Leased>,
+    pub(super) wake: Sender<()>,
+    pub(super) open: OpenSource,
+    pub(super) process: ProcessId,
+    pub(super) topics: Topics,
+    pub(super) held: HashMap<TopicPartition, Held>,
+    pub(super) reading: Reading,
+    pub(super) throttle: Throttle,
+    /// When each partition was first seen to stand above its log's end.
+    pub(super) above_end: HashMap<TopicPartition, Instant>,
+    pub(super) failures: u32,
+}
+
+/// What the consumer is made of.
+pub struct Parts {
+    /// The pipeline.
+    pub config: Arc<Config>,
+    /// Its own connection.
+    pub link: Link,
+    /// Where slots are reserved.
+    pub room: Arc<Room>,
+    /// Length of leases.
+    pub time: LeaseTime,
+    /// Series.
+    pub metrics: Metrics,
+    /// What it waits for.
+    pub health: Health,
+    /// Told to stop, it commits what it holds and leaves.
+    pub stop: Stop,
+    /// Leased rows for the workers.
+    pub handoff: Sender<Leased>,
+    /// "Something is due".
+    pub wake: Sender<()>,
+    /// Builds the source.
+    pub open: OpenSource,
+}
+
+/// A partition that the group has assigned.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    /// As committed; `None` while it is parked: PostgreSQL has not been asked yet, or it may not be read.
+    pub position: Option<Position>,
+}
+
+/// Why the source in hand is no longer used.
+pub(super) enum Leave {
+    /// Build another and go on from PostgreSQL.
+    Rebuild(String),
+    /// Told to stop.
+    Stop,
+}
+
+impl Consumer {
+    /// Reads nothing yet.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { config, link, room, time, metrics, health, stop, handoff, wake, open } = parts;
+        Self {
+            config,
+            link,
+            room,
+            time,
+            metrics,
+            health,
+            stop,
+            handoff,
+            wake,
+            open,
+            process: 0,
+            topics: Topics::new(),
+            held: HashMap::new(),
+            reading: Reading::default(),
+            throttle: Throttle::default(),
+            above_end: HashMap::new(),
+            failures: 0,
+        }
+    }
+
+    /// Works until told to stop. `process` comes once upkeep has opened the store: no group is joined before that.
+    pub fn run(mut self, process: &Receiver<ProcessId>) -> anyhow::Result<()> {
+        select! {
+            recv(process) -> process => match process {
+                Ok(process) => self.process = process,
+                Err(_) => return Ok(()),
+            },
+            recv(self.stop.signal()) -> _ => return Ok(()),
+        }
+        self.health.wait("consumer", "kafka", "connecting to Kafka");
+        loop {
+            let why = match (self.open)() {
+                Ok(mut source) => {
+                    let left = self.read(source.as_mut());
+                    self.reading.take();
+                    self.held.clear();
+                    let deadline = self.stop.deadline().map_or(Duration::from_secs(5), |by| {
+                        by.saturating_duration_since(Instant::now()).min(Duration::from_secs(5))
+                    });
+                    source.close(deadline);
+                    match left? {
+                        Leave::Stop => return Ok(()),
+                        Leave::Rebuild(why) => why,
+                    }
+                }
+                Err(SourceError::Fenced(text)) => return Err(ExitWith { status: 78, text }.into()),
+                Err(error) => error.to_string(),
+            };
+            self.failures = self.failures.saturating_add(1);
+            self.metrics.kafka_errors_total.with_label_values(&["other"]).inc();
+            log::warn!("reading starts over from the positions in PostgreSQL: {why}");
+            self.health.wait("consumer", "kafka", format!("starting over: {why}"));
+            let pause = Duration::from_millis(200).saturating_mul(1 << self.failures.min(7)).min(Duration::from_secs(20));
+            if self.stop.wait(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn read(&mut self, source: &mut dyn MessageSource) -> anyhow::Result<Leave> {
+        let mut checked = Instant::now();
+        loop {
+            if self.stop.is_stopping() {
+                return Ok(self.commit(source).unwrap_or(Leave::Stop));
+            }
+            let wait = if self.reading.is_empty() { POLL } else { self.linger() };
+            match source.poll(wait) {
+                Ok(Some(event)) => {
+                    let was_record = matches!(event, Polled::Record(_));
+                    if let Some(leave) = self.event(source, event) {
+                        return Ok(leave);
+                    }
+                    if was_record && !self.reading.is_full() {
+                        continue;
+                    }
+                }
+                Ok(None) => {}
+                Err(SourceError::Fenced(text)) => return Err(ExitWith { status: 78, text }.into()),
+                Err(error) => return Ok(Leave::Rebuild(error.to_string())),
+            }
+            if !self.reading.is_empty() {
+                if let Some(leave) = self.commit(source) {
+                    return Ok(leave);
+                }
+                self.failures = 0;
+            }
+            if checked.elapsed() >= CHECK || self.has_parked() && checked.elapsed() >= Duration::from_secs(1) {
+                checked = Instant::now();
+                if let Some(leave) = self.check(source) {
+                    return Ok(leave);
+                }
+            }
+            self.note_source(source);
+        }
+    }
+
+    /// A lone record goes at once; in a flood a batch waits a moment to be worth its commit.
+    fn linger(&self) -> Duration {
+        if self.reading.len() >= 16 { Duration::from_millis(2) } else { Duration::ZERO }
+    }
+
+    fn event(&mut self, source: &mut dyn MessageSource, event: Polled) -> Option<Leave> {
+        match event {
+            Polled::Record(record) => self.reading.add(record),
+            Polled::Assigned(partitions) => {
+                for at in &partitions {
+                    self.held.insert(at.clone(), Held { position: None });
+                }
+                return self.take_up(source, &partitions);
+            }
+            Polled::Revoked { partitions, lost } => {
+                self.reading.forget(&partitions);
+                for at in &partitions {
+                    self.held.remove(at);
+                    self.above_end.remove(at);
+                    let labels = [&*at.topic, &at.partition.to_string()];
+                    // Series of a partition exist while it is assigned.
+                    let _ = self.metrics.kafka_lag_records.remove_label_values(&labels);
+                    let _ = self.metrics.kafka_position.remove_label_values(&labels);
+                }
+                log::info!(partitions = partitions.len(), lost = lost; "{} partitions moved to other processes", partitions.len());
+                if let Err(error) = source.release(&partitions) {
+                    return Some(Leave::Rebuild(error.to_string()));
+                }
+            }
+            Polled::Trouble(trouble) => self.trouble(&trouble),
+            Polled::PositionLost(text) => {
+                log::error!("a position is outside its partition's log: {text}");
+                return self.revalidate(source);
+            }
+        }
+        None
+    }
+
+    fn trouble(&mut self, trouble: &Trouble) {
+        self.metrics.kafka_errors_total.with_label_values(&[trouble.kind.label()]).inc();
+        if let Some(note) = self.throttle.admit(trouble.kind.label(), Instant::now()) {
+            log::warn!(kind = trouble.kind.label(); "Kafka: {}{note}", trouble.text);
+        }
+        self.health.wait("consumer", "kafka", format!("Kafka: {}", trouble.text));
+        self.metrics.kafka_up.set(0);
+    }
+
+    /// What the source knows without asking, once a turn.
+    fn note_source(&mut self, source: &mut dyn MessageSource) {
+        let up = source.is_up();
+        self.metrics.kafka_up.set(i64::from(up));
+        if up && self.held.values().any(|held| held.position.is_some()) {
+            self.health.go("consumer", "kafka");
+        }
+        for (at, high) in source.high_watermarks() {
+            if let Some(position) = self.held.get(&at).and_then(|held| held.position.as_ref()) {
+                let labels = [&*at.topic, &at.partition.to_string()];
+                self.metrics.kafka_lag_records.with_label_values(&labels).set((high - position.next_offset).max(0));
+            }
+        }
+    }
+
+    /// Every few seconds: take up what was parked, read positions back, compare topic ids, move quiet partitions.
+    fn check(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
+        let parked: Vec<TopicPartition> = self.parked();
+        if !parked.is_empty() {
+            return self.take_up(source, &parked);
+        }
+        if let Some(leave) = self.compare_topic_ids(source) {
+            return Some(leave);
+        }
+        let at: Vec<TopicPartition> = self.held.keys().cloned().collect();
+        match self.link.run(|session| session.positions(&at)) {
+            Ok(stored) => {
+                let ours = |position: &Position| self.held.get(&position.at).and_then(|held| held.position.as_ref()) == Some(position);
+                if stored.len() != at.len() || !stored.iter().all(ours) {
+                    return Some(Leave::Rebuild("positions in PostgreSQL are not the ones that this process left".to_owned()));
+                }
+            }
+            Err(error) => self.store_trouble(&error),
+        }
+        self.commit(source)
+    }
+
+    pub(super) fn parked(&self) -> Vec<TopicPartition> {
+        self.held.iter().filter(|(_, held)| held.position.is_none()).map(|(at, _)| at.clone()).collect()
+    }
+
+    fn has_parked(&self) -> bool {
+        self.held.values().any(|held| held.position.is_none())
+    }
+
+    pub(super) fn store_trouble(&mut self, error: &StoreError) {
+        self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
+        if let Some(note) = self.throttle.admit(error.kind(), Instant::now()) {
+            log::warn!("PostgreSQL: {error}; nothing is read until it answers{note}");
+        }
+        self.health.wait("consumer", "postgres", format!("PostgreSQL: {error}"));
+    }
+
+    pub(super) fn writer(&self) -> Writer {
+        Writer { process: self.process, lease: self.time.lease }
+    }
+}

@@ -1,0 +1,279 @@
+//! Committing a batch, and what to do when it is not known whether it was committed.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use super::batch::{Extents, extents, sort_out};
+use super::consumer::{Consumer, Leave};
+use crate::core::record::TopicPartition;
+use crate::source::{MessageSource, Polled};
+use crate::store::{Advance, Batch, Ingested, Leased, Position, Reservation, StoreError};
+
+/// After so long without PostgreSQL everything is paused, and the source is polled only to stay in its group (well before
+/// max.poll.interval.ms, 300 s). Pausing earlier would throw fetched records away for nothing.
+const PAUSE_AFTER: Duration = Duration::from_secs(30);
+
+/// A batch on its way: what is stored, where the source stands after it, and since when its lease runs.
+struct Pending {
+    batch: Batch,
+    began: Instant,
+    reservation: Option<Reservation>,
+}
+
+impl Consumer {
+    /// Commits what was read, and moves quiet partitions over markers. `None`: done.
+    pub(super) fn commit(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
+        let records = self.reading.take();
+        let extents = extents(&records);
+        let advances = match self.advances(source, &extents) {
+            Ok(advances) if advances.is_empty() => return None,
+            Ok(advances) => advances,
+            Err(leave) => return Some(leave),
+        };
+        let incarnation =
+            |at: &TopicPartition| self.held.get(at).and_then(|held| held.position.as_ref()).map_or(0, |position| position.incarnation);
+        let (candidates, rejects) = sort_out(records, &self.config.transaction_id, self.config.kafka.record_max, incarnation);
+        let mut pending = Pending {
+            batch: Batch { candidates, rejects, advances, lease: None },
+            began: Instant::now(),
+            reservation: None,
+        };
+        let done = match self.persist(source, &mut pending) {
+            Ok(done) => done,
+            Err(leave) => return Some(leave),
+        };
+        self.settle_in(source, pending, done);
+        None
+    }
+
+    /// Where each partition of the batch will stand: the source's position after the batch's last poll, which lies behind
+    /// markers and aborted records.
+    fn advances(&mut self, source: &mut dyn MessageSource, extents: &Extents) -> Result<Vec<Advance>, Leave> {
+        let mut reached: std::collections::HashMap<TopicPartition, i64> = source.positions().into_iter().collect();
+        let mut advances = Vec::new();
+        for (at, held) in &self.held {
+            let Some(position) = &held.position else { continue };
+            let (n, last) = extents.get(at).copied().unwrap_or((0, position.next_offset - 1));
+            let new = reached.remove(at).unwrap_or(last + 1);
+            if new <= last {
+                return Err(Leave::Rebuild(format!("the client stands at {new} of {}/{}, behind record {last}", at.topic, at.partition)));
+            }
+            if n > 0 || new > position.next_offset {
+                let skipped = new - position.next_offset - n;
+                if skipped < 0 {
+                    return Err(Leave::Rebuild(format!("records of {}/{} came twice", at.topic, at.partition)));
+                }
+                advances.push(Advance {
+                    at: at.clone(),
+                    epoch: position.epoch,
+                    expected: position.next_offset,
+                    new,
+                    skipped,
+                });
+            }
+        }
+        if extents.keys().any(|at| !advances.iter().any(|advance| advance.at == *at)) {
+            return Err(Leave::Rebuild("a record came from a partition that is not held".to_owned()));
+        }
+        Ok(advances)
+    }
+
+    fn persist(&mut self, source: &mut dyn MessageSource, pending: &mut Pending) -> Result<Ingested, Leave> {
+        let first = Instant::now();
+        let mut paused = false;
+        let done = loop {
+            self.lease(pending);
+            let (writer, topics) = (self.writer(), &self.topics);
+            let error = match self.link.run(|session| session.ingest(writer, topics, &pending.batch)) {
+                Ok(done) => break done,
+                Err(error) => error,
+            };
+            match &error {
+                StoreError::Fenced(why) => return Err(Leave::Rebuild(why.clone())),
+                StoreError::Value(why) => {
+                    self.set_aside(pending, why)?;
+                    continue;
+                }
+                _ => self.store_trouble(&error),
+            }
+            if self.stop.wait(self.link.pause(rand::random())) {
+                // Nothing is lost: what was not committed is read again.
+                return Err(Leave::Stop);
+            }
+            if first.elapsed() >= PAUSE_AFTER {
+                if !paused {
+                    source.pause();
+                    paused = true;
+                }
+                self.stay_in_group(source)?;
+            }
+            if matches!(error, StoreError::Connection(_))
+                && let Some(done) = self.look_after_lost_commit(pending)?
+            {
+                break done;
+            }
+        };
+        if paused {
+            source.resume();
+        }
+        self.health.go("consumer", "postgres");
+        self.metrics.commit_duration_seconds.with_label_values(&["ingest"]).observe(pending.began.elapsed().as_secs_f64());
+        Ok(done)
+    }
+
+    /// New rows are born leased if they may overtake nobody and there is room for all of them.
+    fn lease(&mut self, pending: &mut Pending) {
+        pending.reservation = None;
+        pending.batch.lease = None;
+        let rows = pending.batch.candidates.len();
+        if rows > 0 && self.room.takes_fresh(Instant::now()) {
+            let bytes = pending.batch.candidates.iter().map(|c| c.record.value.as_ref().map_or(0, Vec::len)).sum();
+            pending.reservation = self.room.reserve(rows, bytes);
+            pending.batch.lease = pending.reservation.is_some().then(rand::random);
+        }
+        pending.began = Instant::now();
+    }
+
+    /// After a lost connection nobody knows whether the COMMIT was done; the positions know. `None`: it was not, or
+    /// PostgreSQL is still away (then the next try finds out).
+    fn look_after_lost_commit(&mut self, pending: &Pending) -> Result<Option<Ingested>, Leave> {
+        let advances = &pending.batch.advances;
+        let at: Vec<TopicPartition> = advances.iter().map(|advance| advance.at.clone()).collect();
+        let Ok(stored) = self.link.run(|session| session.positions(&at)) else { return Ok(None) };
+        let find = |at: &TopicPartition| stored.iter().find(|position| position.at == *at);
+        let all = |offset: fn(&Advance) -> i64| {
+            advances.iter().all(|a| find(&a.at).is_some_and(|p| p.epoch == a.epoch && p.next_offset == offset(a)))
+        };
+        if all(|advance| advance.expected) {
+            return Ok(None);
+        }
+        if !all(|advance| advance.new) {
+            return Err(Leave::Rebuild("after a lost connection the positions in PostgreSQL are somebody else's".to_owned()));
+        }
+        log::info!("the batch was committed although its answer was lost");
+        let rows = match pending.batch.lease {
+            Some(lease) => self.link.run(|session| session.leased_rows(&pending.batch, lease)).unwrap_or_default(),
+            None => Vec::new(),
+        };
+        Ok(Some(Ingested { new: rows, ..Ingested::default() }))
+    }
+
+    /// PostgreSQL refuses some value of the batch: whose it is is found by halving, and that record is rejected.
+    fn set_aside(&mut self, pending: &mut Pending, why: &str) -> Result<(), Leave> {
+        let (writer, topics) = (self.writer(), &self.topics);
+        let refused = match self.link.run(|session| session.find_unstorable(writer, topics, &pending.batch)) {
+            Ok(refused) => refused,
+            Err(error) => {
+                self.store_trouble(&error);
+                return if self.stop.wait(self.link.pause(rand::random())) { Err(Leave::Stop) } else { Ok(()) };
+            }
+        };
+        log::error!(records = refused.len(); "PostgreSQL refuses {} records ({why}); they are kept as rejected", refused.len());
+        pending.batch.set_aside(&refused, why);
+        Ok(())
+    }
+
+    /// Polls with everything paused, so that the group keeps this process. A record that comes all the same cannot be kept
+    /// beside a batch that is not committed: then reading starts over.
+    fn stay_in_group(&mut self, source: &mut dyn MessageSource) -> Result<(), Leave> {
+        while let Some(event) = source.poll(Duration::ZERO).map_err(|error| Leave::Rebuild(error.to_string()))? {
+            match event {
+                Polled::Trouble(trouble) => log::debug!("while PostgreSQL is away: {}", trouble.text),
+                Polled::Assigned(partitions) => {
+                    source.park(&partitions).map_err(|error| Leave::Rebuild(error.to_string()))?;
+                    let parked = partitions.into_iter().map(|at| (at, super::consumer::Held { position: None }));
+                    self.held.extend(parked);
+                }
+                Polled::Record(_) | Polled::Revoked { .. } | Polled::PositionLost(_) => {
+                    return Err(Leave::Rebuild("partitions moved while PostgreSQL was away".to_owned()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// After COMMIT: hand over, wake, and only then mark the offsets.
+    fn settle_in(&mut self, source: &mut dyn MessageSource, pending: Pending, done: Ingested) {
+        let Pending { batch, began, reservation } = pending;
+        self.count(&batch, &done);
+        let fresh = done.new.len();
+        match (batch.lease, reservation) {
+            (Some(lease), Some(reservation)) => self.hand_over(batch.candidates, lease, reservation, began, done.new),
+            // One token is enough: the claimer looks until nothing is due.
+            _ if fresh > 0 => drop(self.wake.try_send(())),
+            _ => {}
+        }
+        let reached: Vec<(TopicPartition, i64)> = batch.advances.iter().map(|advance| (advance.at.clone(), advance.new)).collect();
+        for advance in &batch.advances {
+            if let Some(Position { next_offset, .. }) = self.held.get_mut(&advance.at).and_then(|held| held.position.as_mut()) {
+                *next_offset = advance.new;
+            }
+            let labels = [&*advance.at.topic, &advance.at.partition.to_string()];
+            self.metrics.kafka_position.with_label_values(&labels).set(advance.new);
+            self.metrics.skipped_offsets_total.with_label_values(&labels[..1]).inc_by(advance.skipped as u64);
+        }
+        source.store(&reached);
+    }
+
+    fn hand_over(
+        &self,
+        candidates: Vec<crate::store::Candidate>,
+        lease: i64,
+        mut reservation: Reservation,
+        began: Instant,
+        new: Vec<(usize, i64, SystemTime)>,
+    ) {
+        let deadline = self.time.deadline(began);
+        let mut candidates: Vec<Option<crate::store::Candidate>> = candidates.into_iter().map(Some).collect();
+        let mut new = new;
+        // In the order in which Kafka had them.
+        new.sort_unstable_by_key(|row| row.0);
+        for (place, id, received_at) in new {
+            let Some(candidate) = candidates.get_mut(place).and_then(Option::take) else { continue };
+            let record = candidate.record;
+            let payload = record.value.unwrap_or_default();
+            let leased = Leased {
+                id,
+                lease,
+                attempt: 1,
+                spent: Duration::ZERO,
+                previous_attempt: None,
+                deadline,
+                transaction_id: candidate.transaction_id,
+                slot: reservation.take(payload.len()),
+                payload,
+                headers: record.headers,
+                topic: record.at.topic,
+                partition: record.at.partition,
+                offset: record.offset,
+                received_at,
+            };
+            // As many slots as places: never blocks. Nobody receives only when the workers are gone; then the lease ends.
+            let _ = self.handoff.send(leased);
+        }
+    }
+
+    fn count(&self, batch: &Batch, done: &Ingested) {
+        let count = |at: &TopicPartition, result: &str| self.metrics.records_total.with_label_values(&[&at.topic, result]).inc();
+        for (place, ..) in &done.new {
+            count(&batch.candidates[*place].record.at, "ingested");
+        }
+        for place in &done.duplicates {
+            count(&batch.candidates[*place].record.at, "duplicate");
+        }
+        for (reason, at, offset) in &done.rejected {
+            count(at, "rejected");
+            self.metrics.rejected_total.with_label_values(&[reason]).inc();
+            if *reason == "conflict" {
+                log::error!(topic = &*at.topic, partition = at.partition, offset = *offset;
+                    "conflict: {}/{}/{offset} repeats a known transaction_id with other bytes; it is kept in table rejected", at.topic, at.partition);
+            } else {
+                log::warn!(topic = &*at.topic, partition = at.partition, offset = *offset, reason = *reason;
+                    "rejected {}/{}/{offset}: {reason}; its bytes are kept in table rejected", at.topic, at.partition);
+            }
+        }
+        let rows = batch.candidates.len() + batch.rejects.len();
+        if rows > 0 {
+            self.metrics.batch_rows.with_label_values(&["ingest"]).observe(rows as f64);
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Upkeep: opens the store (schema, registration), then heartbeat, leases of dead predecessors, stepped clocks, counts.
+//!
+//! May use `store`, `ops`, `config`, `core`. Uses the pool; the threads on a transaction's way have connections of their own.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::core::ledger::{Counter, Ledger};
+use crate::ops::health::Health;
+use crate::ops::metrics::{Metrics, unix_seconds};
+use crate::ops::stop::{ExitWith, Stop};
+use crate::ops::throttle::Throttle;
+use crate::store::{
+    Gauges, Heartbeat, Pool, ProcessId, Registration, Room, SchemaState, Session, StoreError, ensure_pipeline, migrate, schema_state,
+};
+
+/// One round: what it costs PostgreSQL is less than 1 % of a core.
+const ROUND: Duration = Duration::from_secs(1);
+/// Between two counts, and at least 20 times what a count takes: counting a large backlog must not become the load.
+const COUNT: Duration = Duration::from_secs(2);
+
+/// The upkeep thread.
+pub struct Upkeep {
+    /// The pipeline.
+    pub config: Arc<Config>,
+    /// Its connections.
+    pub pool: Pool,
+    /// Learns whether delivering is paused.
+    pub room: Arc<Room>,
+    /// Of the locked state file; `None`: no sweep, only expiry.
+    pub instance: Option<Uuid>,
+    /// Series.
+    pub metrics: Metrics,
+    /// What is waited for.
+    pub health: Health,
+    /// Told to stop, it says goodbye.
+    pub stop: Stop,
+}
+
+impl Upkeep {
+    /// Opens the store, tells the others the process's number, and keeps order until told to stop.
+    pub fn run(mut self, opened: &[Sender<ProcessId>]) -> anyhow::Result<()> {
+        self.health.wait("upkeep", "postgres", "connecting to PostgreSQL");
+        let Some(process) = self.open()? else { return Ok(()) };
+        for thread in opened {
+            // A thread that is gone has been reported by itself.
+            let _ = thread.send(process);
+        }
+        self.keep(process);
+        if let Ok(mut session) = self.pool.session() {
+            // Without it the heartbeat's silence says the same a little later.
+            let _ = session.goodbye(process);
+        }
+        Ok(())
+    }
+
+    /// Tries until there is a schema that can be used. `None`: told to stop. Only another pipeline's schema, or one that this
+    /// version cannot use, ends the process.
+    fn open(&mut self) -> anyhow::Result<Option<ProcessId>> {
+        let mut throttle = Throttle::default();
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let error = match self.try_open() {
+                Ok(process) => {
+                    self.health.go("upkeep", "postgres");
+                    self.health.go("upkeep", "schema");
+                    return Ok(Some(process));
+                }
+                Err(StoreError::Unusable(text)) => return Err(ExitWith { status: 78, text }.into()),
+                Err(error) => error,
+            };
+            self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
+            let reason = if matches!(error, StoreError::Connection(_)) { "postgres" } else { "schema" };
+            self.health.go("upkeep", if reason == "postgres" { "schema" } else { "postgres" });
+            self.health.wait("upkeep", reason, error.to_string());
+            if let Some(note) = throttle.admit(&error.to_string(), Instant::now()) {
+                log::warn!("waiting for PostgreSQL: {error}{note}");
+            }
+            pause = (pause * 2).min(Duration::from_secs(5));
+            if self.stop.wait(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)) {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn try_open(&mut self) -> Result<ProcessId, StoreError> {
+        let config = self.config.clone();
+        let mut session = self.pool.session()?;
+        match schema_state(&mut session)? {
+            SchemaState::Ready => {}
+            SchemaState::Behind { .. } if config.postgres.migrate => {
+                // On a connection of its own: migrations change its timeouts.
+                let role = crate::store::Role { pipeline: config.name.clone(), role: "migrate" };
+                let applied = migrate(&mut Session::connect(&config.postgres, &role)?, &config.postgres.schema)?;
+                log::info!("schema {}: applied {}", config.postgres.schema, applied.join(", "));
+            }
+            SchemaState::Behind { have, need } => {
+                return Err(StoreError::Other(format!(
+                    "schema {} is at version {have}, this txrelay needs {need}, and postgres.migrate is false: run `txrelay migrate`",
+                    config.postgres.schema
+                )));
+            }
+            SchemaState::TooNew { have } => {
+                return Err(StoreError::Unusable(format!(
+                    "schema {} is at version {have}, which this txrelay cannot use: install the release that migrated it, or a newer one",
+                    config.postgres.schema
+                )));
+            }
+        }
+        ensure_pipeline(&mut session, &config.name)?;
+        session.register(&Registration {
+            instance: self.instance,
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            version: env!("CARGO_PKG_VERSION"),
+            lease: config.postgres.lease,
+        })
+    }
+
+    fn keep(&mut self, process: ProcessId) {
+        let began = Instant::now();
+        let mut throttle = Throttle::default();
+        let mut count_at = Instant::now();
+        let mut oldest: Option<Oldest> = None;
+        loop {
+            let result = self.round(process, began, &mut count_at, &mut oldest);
+            self.metrics.postgres_up.set(i64::from(result.is_ok()));
+            match result {
+                Ok(()) => self.health.go("upkeep", "postgres"),
+                Err(error) => {
+                    self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
+                    if let Some(note) = throttle.admit(error.kind(), Instant::now()) {
+                        log::warn!("upkeep failed, will try again: {error}{note}");
+                    }
+                    self.health.wait("upkeep", "postgres", format!("PostgreSQL does not answer: {error}"));
+                }
+            }
+            if let Some(oldest) = &oldest {
+                oldest.show(&self.metrics);
+            }
+            if self.stop.wait(ROUND) {
+                return;
+            }
+        }
+    }
+
+    fn round(
+        &mut self,
+        process: ProcessId,
+        began: Instant,
+        count_at: &mut Instant,
+        oldest: &mut Option<Oldest>,
+    ) -> Result<(), StoreError> {
+        let mut session = self.pool.session()?;
+        let beat = Heartbeat {
+            in_flight: self.metrics.requests_in_flight.get().max(0) as usize,
+            stalled: self.health.waits().into_iter().map(|(reason, _)| reason.to_owned()).collect(),
+            status: self.health.words(),
+        };
+        if !session.heartbeat(process, &beat)? {
+            return Err(StoreError::Fenced("this process is no longer registered: was the database restored from a backup?".to_owned()));
+        }
+        // A predecessor's leases end by themselves after one lease time; until then they are freed as they are found.
+        if began.elapsed() <= self.config.postgres.lease + Duration::from_secs(5) {
+            self.sweep(&mut session, process)?;
+        }
+        if Instant::now() >= *count_at {
+            let counting = Instant::now();
+            let gauges = session.gauges()?;
+            self.show(&gauges);
+            *oldest = Some(Oldest { read_at: counting, open: gauges.oldest_open_age, due: gauges.oldest_due_age });
+            *count_at = Instant::now() + COUNT.max(counting.elapsed() * 20);
+            self.pull_in(&mut session)?;
+        }
+        Ok(())
+    }
+
+    fn sweep(&self, session: &mut Session, process: ProcessId) -> Result<(), StoreError> {
+        let Some(instance) = self.instance else { return Ok(()) };
+        for dead in session.predecessors(instance, process)? {
+            let mut freed = 0;
+            loop {
+                // Its lease may have been longer than ours is now; a day covers every setting that makes sense.
+                match session.sweep(dead, Duration::from_secs(86_400))? {
+                    0 => break,
+                    n => freed += n,
+                }
+            }
+            if freed > 0 {
+                self.metrics.attempts_total.with_label_values(&["lost"]).inc_by(freed);
+                log::warn!(process = dead, rows = freed; "process {dead} died with {freed} deliveries in hand: they are due again");
+            }
+        }
+        Ok(())
+    }
+
+    /// No rule lets a delivery wait longer than this: a row further ahead was written before the clock was set back.
+    fn pull_in(&self, session: &mut Session) -> Result<(), StoreError> {
+        let retry = self.config.retry;
+        let retry_after_clamp = Duration::from_secs(3600);
+        let furthest = retry.cap.max(self.config.gate.probe_cap).max(retry_after_clamp).max(self.config.postgres.lease);
+        let pulled = session.pull_in(furthest + Duration::from_secs(60))?;
+        if pulled > 0 {
+            log::warn!(rows = pulled; "{pulled} deliveries lay further ahead than any rule allows: was PostgreSQL's clock set back?");
+        }
+        Ok(())
+    }
+
+    fn show(&self, gauges: &Gauges) {
+        let mut ledger = Ledger { open: gauges.pending + gauges.in_flight + gauges.retrying, dead: gauges.dead, ..Ledger::default() };
+        for (code, n) in &gauges.counters {
+            if let Some(counter) = Counter::from_code(*code) {
+                ledger.add(counter, *n);
+            }
+        }
+        let states = [
+            ("pending", gauges.pending),
+            ("in_flight", gauges.in_flight),
+            ("retrying", gauges.retrying),
+            ("delivered", ledger.sum(Counter::Delivered)),
+            ("dead", gauges.dead),
+            ("resolved", gauges.resolved),
+        ];
+        for (state, n) in states {
+            self.metrics.transactions.with_label_values(&[state]).set(n);
+        }
+        for (equation, off) in ledger.imbalances().labelled() {
+            self.metrics.ledger_imbalance.with_label_values(&[equation]).set(off);
+            if off != 0 {
+                log::error!(equation = equation, off = off; "the ledger's equation \"{equation}\" is off by {off}");
+            }
+        }
+        self.metrics.rejected_unresolved.set(gauges.rejected_unresolved);
+        self.metrics.stats_last_success_timestamp_seconds.set(unix_seconds());
+        self.room.set_paused(gauges.paused);
+        if gauges.paused {
+            self.health.wait("upkeep", "paused", "delivering is paused");
+        } else {
+            self.health.go("upkeep", "paused");
+        }
+    }
+}
+
+/// Ages as last read; they keep growing while PostgreSQL is away.
+struct Oldest {
+    read_at: Instant,
+    open: Option<f64>,
+    due: Option<f64>,
+}
+
+impl Oldest {
+    fn show(&self, metrics: &Metrics) {
+        let since = self.read_at.elapsed().as_secs_f64();
+        metrics.oldest_open_age_seconds.set(self.open.map_or(0.0, |age| age + since));
+        metrics.oldest_due_age_seconds.set(self.due.map_or(0.0, |age| age + since));
+    }
+}
