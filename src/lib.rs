@@ -3,6 +3,9 @@
 //! The map is ARCHITECTURE.md. Direction of use: `cli`, `daemon` -> `ingest`, `deliver`, `upkeep` -> `source`, `store`,
 //! `downstream`, `ops` -> `config` -> `core`. Rooms of one rank do not use each other; `tests/it/structure.rs` holds it.
 
+#[cfg(not(feature = "librdkafka"))]
+compile_error!("no Kafka client is linked in: build with the feature `librdkafka`");
+
 pub mod cli;
 pub mod config;
 pub mod core;

@@ -3,12 +3,17 @@
 //!
 //! May use `config` and `core`. Never: SQL, HTTP, metrics, logging of its own.
 
+#[cfg(feature = "librdkafka")]
+mod librdkafka;
+#[cfg(feature = "librdkafka")]
+mod topic_id;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::config::Start;
+use crate::config::{self, Start};
 use crate::core::record::{Record, TopicPartition};
 
 /// What one call of [`MessageSource::poll`] brought.
@@ -86,6 +91,9 @@ pub enum SourceError {
     /// Another process runs under this name (`FencedInstanceId`): exit, and do not come back by yourself.
     #[error("{0}")]
     Fenced(String),
+    /// The client does not take its settings: an unknown property, a CA file that is not there. The text names the property.
+    #[error("{0}")]
+    Settings(String),
     /// A request (metadata, watermarks, offsets by time, topic id) failed or timed out; try again later.
     #[error("{0}")]
     Request(String),
@@ -164,4 +172,14 @@ pub trait MessageSource {
     /// Leaves: commits stored offsets if that can be done within `deadline`, otherwise abandons the client (the process is
     /// about to end). Never blocks longer.
     fn close(self: Box<Self>, deadline: Duration);
+}
+
+/// Makes the source that `kafka` describes. Nothing is asked of the cluster yet, and the first [`MessageSource::poll`] joins
+/// the group: what is asked before it (ids, watermarks, where to start) is asked without being a member.
+///
+/// `instance` is the `group.instance.id`: a member that comes back under it within `session.timeout.ms` has its partitions
+/// again at once, and a second one under it fences the first. `None`: a dynamic member.
+#[cfg(feature = "librdkafka")]
+pub fn open(kafka: &config::Kafka, instance: Option<&str>) -> Result<Box<dyn MessageSource>, SourceError> {
+    Ok(Box::new(librdkafka::Librdkafka::open(kafka, instance)?))
 }
