@@ -249,8 +249,12 @@ fn wait_for(
 
 fn dump(running: &Running) {
     let threads: Vec<&str> = running.alive.iter().map(String::as_str).collect();
-    log::info!("state: {}; {} requests in flight; threads: {}", running.health.words(),
-        running.metrics.requests_in_flight.get(), threads.join(" "));
+    log::info!(
+        "state: {}; {} requests in flight; threads: {}",
+        running.health.words(),
+        running.metrics.requests_in_flight.get(),
+        threads.join(" ")
+    );
 }
 
 /// Scheme and host of a URL: never the whole of it in the log.

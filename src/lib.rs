@@ -9,6 +9,11 @@ compile_error!("no Kafka client is linked in: build with the feature `librdkafka
 pub mod cli;
 pub mod config;
 pub mod core;
+pub mod daemon;
+pub mod deliver;
 pub mod downstream;
+pub mod ingest;
+pub mod ops;
 pub mod source;
 pub mod store;
+pub mod upkeep;

@@ -117,7 +117,11 @@ impl Claimer {
     /// The largest limit that there is room for.
     fn reserve(&self) -> Option<(usize, crate::store::Reservation)> {
         let free = self.room.free_rows();
-        CLAIM_LIMITS.into_iter().rev().filter(|limit| *limit <= free).find_map(|limit| Some((limit, self.room.reserve_rows(limit)?)))
+        CLAIM_LIMITS
+            .into_iter()
+            .rev()
+            .filter(|limit| *limit <= free)
+            .find_map(|limit| Some((limit, self.room.reserve_rows(limit)?)))
     }
 
     fn note(&self, limit: usize, claims: &Claims, rows: usize, began: Instant) {

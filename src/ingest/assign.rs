@@ -165,7 +165,8 @@ impl Consumer {
         } else if next > log.high {
             let since = *self.above_end.entry(position.at.clone()).or_insert_with(Instant::now);
             if since.elapsed() < BELIEVE_TRUNCATION {
-                let words = format!("{}/{} ends at {}, before the position {next}", position.at.topic, position.at.partition, log.high);
+                let words =
+                    format!("{}/{} ends at {}, before the position {next}", position.at.topic, position.at.partition, log.high);
                 self.health.wait("consumer", "partition", words);
                 return Ok(None);
             }
@@ -183,7 +184,9 @@ impl Consumer {
         let what = format!("{}/{}: position {} has left the log ({})", at.topic, at.partition, position.next_offset, gap.reason);
         if self.config.kafka.on_lost_position == OnLostPosition::Stop {
             if let Some(note) = self.throttle.admit("lost position", Instant::now()) {
-                log::error!("{what}; kafka.on_lost_position = \"stop\": this partition is not read until it is \"continue\"{note}");
+                log::error!(
+                    "{what}; kafka.on_lost_position = \"stop\": this partition is not read until it is \"continue\"{note}"
+                );
             }
             self.health.wait("consumer", "partition", format!("{what}; kafka.on_lost_position is \"stop\""));
             return Ok(None);

@@ -82,13 +82,9 @@ pub fn sort_out(
         let incarnation = incarnation(&record.at);
         match identify(rule, &record, record_max) {
             Ok(id) => candidates.push(Candidate { transaction_id: id.transaction_id, record, incarnation }),
-            Err(reject) => rejects.push(Reject {
-                reason: reject.reason.label(),
-                detail: reject.detail,
-                tx_id: None,
-                record,
-                incarnation,
-            }),
+            Err(reject) => {
+                rejects.push(Reject { reason: reject.reason.label(), detail: reject.detail, tx_id: None, record, incarnation })
+            }
         }
     }
     (candidates, rejects)

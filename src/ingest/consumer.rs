@@ -260,7 +260,8 @@ impl Consumer {
         let at: Vec<TopicPartition> = self.held.keys().cloned().collect();
         match self.link.run(|session| session.positions(&at)) {
             Ok(stored) => {
-                let ours = |position: &Position| self.held.get(&position.at).and_then(|held| held.position.as_ref()) == Some(position);
+                let ours =
+                    |position: &Position| self.held.get(&position.at).and_then(|held| held.position.as_ref()) == Some(position);
                 if stored.len() != at.len() || !stored.iter().all(ours) {
                     return Some(Leave::Rebuild("positions in PostgreSQL are not the ones that this process left".to_owned()));
                 }

@@ -29,14 +29,12 @@ impl Consumer {
             Ok(advances) => advances,
             Err(leave) => return Some(leave),
         };
-        let incarnation =
-            |at: &TopicPartition| self.held.get(at).and_then(|held| held.position.as_ref()).map_or(0, |position| position.incarnation);
-        let (candidates, rejects) = sort_out(records, &self.config.transaction_id, self.config.kafka.record_max, incarnation);
-        let mut pending = Pending {
-            batch: Batch { candidates, rejects, advances, lease: None },
-            began: Instant::now(),
-            reservation: None,
+        let incarnation = |at: &TopicPartition| {
+            self.held.get(at).and_then(|held| held.position.as_ref()).map_or(0, |position| position.incarnation)
         };
+        let (candidates, rejects) = sort_out(records, &self.config.transaction_id, self.config.kafka.record_max, incarnation);
+        let mut pending =
+            Pending { batch: Batch { candidates, rejects, advances, lease: None }, began: Instant::now(), reservation: None };
         let done = match self.persist(source, &mut pending) {
             Ok(done) => done,
             Err(leave) => return Some(leave),
@@ -55,20 +53,17 @@ impl Consumer {
             let (n, last) = extents.get(at).copied().unwrap_or((0, position.next_offset - 1));
             let new = reached.remove(at).unwrap_or(last + 1);
             if new <= last {
-                return Err(Leave::Rebuild(format!("the client stands at {new} of {}/{}, behind record {last}", at.topic, at.partition)));
+                return Err(Leave::Rebuild(format!(
+                    "the client stands at {new} of {}/{}, behind record {last}",
+                    at.topic, at.partition
+                )));
             }
             if n > 0 || new > position.next_offset {
                 let skipped = new - position.next_offset - n;
                 if skipped < 0 {
                     return Err(Leave::Rebuild(format!("records of {}/{} came twice", at.topic, at.partition)));
                 }
-                advances.push(Advance {
-                    at: at.clone(),
-                    epoch: position.epoch,
-                    expected: position.next_offset,
-                    new,
-                    skipped,
-                });
+                advances.push(Advance { at: at.clone(), epoch: position.epoch, expected: position.next_offset, new, skipped });
             }
         }
         if extents.keys().any(|at| !advances.iter().any(|advance| advance.at == *at)) {
@@ -202,7 +197,8 @@ impl Consumer {
             _ if fresh > 0 => drop(self.wake.try_send(())),
             _ => {}
         }
-        let reached: Vec<(TopicPartition, i64)> = batch.advances.iter().map(|advance| (advance.at.clone(), advance.new)).collect();
+        let reached: Vec<(TopicPartition, i64)> =
+            batch.advances.iter().map(|advance| (advance.at.clone(), advance.new)).collect();
         for advance in &batch.advances {
             if let Some(Position { next_offset, .. }) = self.held.get_mut(&advance.at).and_then(|held| held.position.as_mut()) {
                 *next_offset = advance.new;

@@ -4,25 +4,25 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use anyhow::Context;
-use crossbeam_channel::{Receiver, TryRecvError};
 use tiny_http::{Header, Request, Response, Server};
 
 use super::health::Health;
 use super::metrics::Metrics;
+use super::stop::Stop;
 
 /// Binds before the daemon says READY, so that a port in use is a clear error at start.
 pub fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(listen).with_context(|| format!("failed to listen on {listen} (metrics.listen)"))
 }
 
-/// Serves until `stop` disconnects.
-pub fn run(listener: &TcpListener, metrics: &Metrics, health: &Health, stop: &Receiver<()>) -> anyhow::Result<()> {
+/// Serves until told to stop.
+pub fn run(listener: &TcpListener, metrics: &Metrics, health: &Health, stop: &Stop) -> anyhow::Result<()> {
     let server = || -> anyhow::Result<Server> {
         let listener = listener.try_clone().context("failed to clone the listener")?;
         Server::from_listener(listener, None).map_err(|e| anyhow::anyhow!("failed to serve metrics: {e}"))
     };
     let mut serving = server()?;
-    while stop.try_recv() != Err(TryRecvError::Disconnected) {
+    while !stop.is_stopping() {
         match serving.recv_timeout(Duration::from_millis(250)) {
             Ok(None) => {}
             // A client that hangs up is its own affair.

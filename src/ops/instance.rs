@@ -30,7 +30,12 @@ pub fn state_directory() -> Option<PathBuf> {
 /// Fails with exit status 78 when another process holds it or it holds no UUID.
 pub fn lock(directory: &Path) -> anyhow::Result<Instance> {
     let path = directory.join("instance");
-    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
         .with_context(|| format!("failed to open {}", path.display()))?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         let text = format!("another process holds {}: one txrelay runs per state directory", path.display());
@@ -42,7 +47,9 @@ pub fn lock(directory: &Path) -> anyhow::Result<Instance> {
         "" => {
             let id = Uuid::new_v4();
             file.rewind()?;
-            writeln!(file, "{id}").and_then(|()| file.sync_all()).with_context(|| format!("failed to write {}", path.display()))?;
+            writeln!(file, "{id}")
+                .and_then(|()| file.sync_all())
+                .with_context(|| format!("failed to write {}", path.display()))?;
             id
         }
         text => text.parse().map_err(|_| ExitWith {

@@ -147,7 +147,8 @@ impl Metrics {
         let metrics = Self {
             transactions: r.gauges("transactions", "Stored transactions by state (pipeline).", &["state"]),
             oldest_open_age_seconds: r.gauge("oldest_open_age_seconds", "Age of the oldest open transaction (pipeline)."),
-            oldest_due_age_seconds: r.gauge("oldest_due_age_seconds", "How long the oldest due delivery has been due (pipeline)."),
+            oldest_due_age_seconds: r
+                .gauge("oldest_due_age_seconds", "How long the oldest due delivery has been due (pipeline)."),
             records_total: r.counters("records_total", "Records read and accounted for.", &["topic", "result"]),
             rejected_total: r.counters("rejected_total", "Records that could not become a transaction.", &["reason"]),
             rejected_unresolved: r.int_gauge("rejected_unresolved", "Rejected records that nobody has resolved (pipeline)."),
@@ -166,7 +167,11 @@ impl Metrics {
             workers: r.int_gauge("workers", "Worker threads."),
             stalled: r.gauges("stalled", "1 while this is why something stands still.", &["reason"]),
             kafka_lag_records: r.gauges("kafka_lag_records", "Records not read yet.", &["topic", "partition"]),
-            kafka_position: r.gauges("kafka_position", "Next offset to read, as committed to PostgreSQL.", &["topic", "partition"]),
+            kafka_position: r.gauges(
+                "kafka_position",
+                "Next offset to read, as committed to PostgreSQL.",
+                &["topic", "partition"],
+            ),
             kafka_up: r.int_gauge("kafka_up", "1 while a broker answers."),
             postgres_up: r.int_gauge("postgres_up", "1 while PostgreSQL answers."),
             kafka_errors_total: r.counters("kafka_errors_total", "Errors of the Kafka client.", &["kind"]),
@@ -176,7 +181,11 @@ impl Metrics {
                 "Offsets that hold no record for us: markers, aborted and compacted ones.",
                 &["topic"],
             ),
-            gap_records_total: r.counters("gap_records_total", "Offsets that Kafka lost before they were read.", &["topic", "reason"]),
+            gap_records_total: r.counters(
+                "gap_records_total",
+                "Offsets that Kafka lost before they were read.",
+                &["topic", "reason"],
+            ),
             ledger_imbalance: r.gauges("ledger_imbalance", "0 unless something is wrong (pipeline).", &["equation"]),
             batch_rows: r.histograms("batch_rows", "Rows per transaction.", &ROWS),
             commit_duration_seconds: r.histograms("commit_duration_seconds", "Duration of a transaction.", &COMMIT_SECONDS),
@@ -198,8 +207,10 @@ impl Metrics {
         identity.kafka_errors.iter().for_each(|kind| drop(self.kafka_errors_total.with_label_values(&[kind])));
         identity.postgres_errors.iter().for_each(|kind| drop(self.postgres_errors_total.with_label_values(&[kind])));
         ["read", "ingested", "dead"].iter().for_each(|equation| drop(self.ledger_imbalance.with_label_values(&[equation])));
-        for topic in identity.topics {
-            ["ingested", "duplicate", "rejected"].iter().for_each(|result| drop(self.records_total.with_label_values(&[topic, result])));
+        for topic in identity.topics.iter().map(String::as_str) {
+            ["ingested", "duplicate", "rejected"]
+                .iter()
+                .for_each(|result| drop(self.records_total.with_label_values(&[topic, result])));
             drop(self.skipped_offsets_total.with_label_values(&[topic]));
             GAP_REASONS.iter().for_each(|reason| drop(self.gap_records_total.with_label_values(&[topic, reason])));
         }

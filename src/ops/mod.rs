@@ -18,6 +18,8 @@ pub mod throttle {
     #[derive(Default)]
     pub struct Throttle;
     impl Throttle {
-        pub fn admit(&mut self, _key: &str, _now: std::time::Instant) -> Option<String> { Some(String::new()) }
+        pub fn admit(&mut self, _key: &str, _now: std::time::Instant) -> Option<String> {
+            Some(String::new())
+        }
     }
 }

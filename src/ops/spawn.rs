@@ -25,7 +25,8 @@ pub fn spawn(
     debug_assert!(name.len() <= 15, "{name} is too long for a thread's name");
     let thread = name.clone();
     let run = move || {
-        let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(anyhow::anyhow!("panicked: {}", words(&*panic))));
+        let result =
+            catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(anyhow::anyhow!("panicked: {}", words(&*panic))));
         // The receiver outlives every thread but for the last moments of a forced exit.
         let _ = exits.send(Exit { thread, result });
     };

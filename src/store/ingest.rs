@@ -334,8 +334,7 @@ fn seen(
     let partitions: Vec<i32> = rows().map(|c| c.record.at.partition).collect();
     let incarnations: Vec<i16> = rows().map(|c| c.incarnation).collect();
     let offsets: Vec<i64> = rows().map(|c| c.record.offset).collect();
-    let found =
-        transaction.query(&statements.seen, &[&ids, &values, &topic_ids, &partitions, &incarnations, &offsets])?;
+    let found = transaction.query(&statements.seen, &[&ids, &values, &topic_ids, &partitions, &incarnations, &offsets])?;
     let seen = |row: &postgres::Row| {
         let ordinal: i32 = row.get(0);
         let place = places[ordinal as usize - 1];
@@ -419,10 +418,7 @@ fn insert_duplicates(
     let offsets: Vec<i64> = rows().map(|c| c.record.offset).collect();
     let tx_ids: Vec<i64> = repeats.iter().map(|repeat| repeat.1).collect();
     let stored: i64 = transaction
-        .query_one(
-            &statements.duplicates,
-            &[&topics, &partitions, &incarnations, &offsets, &tx_ids, &slot(writer.process, 0)],
-        )?
+        .query_one(&statements.duplicates, &[&topics, &partitions, &incarnations, &offsets, &tx_ids, &slot(writer.process, 0)])?
         .get(0);
     Ok(stored as usize)
 }
@@ -451,7 +447,10 @@ fn advance(
         .get(0);
     if moved as usize != advances.len() {
         // The transaction is rolled back when it is dropped.
-        return Err(StoreError::Fenced(format!("{moved} of {} positions could be moved: another process owns the rest", advances.len())));
+        return Err(StoreError::Fenced(format!(
+            "{moved} of {} positions could be moved: another process owns the rest",
+            advances.len()
+        )));
     }
     Ok(())
 }

@@ -24,7 +24,9 @@ impl Migration {
     /// From the first line: `-- compatible_from: N`.
     fn compatible_from(&self) -> i32 {
         let line = self.text.lines().next().unwrap_or_default();
-        line.strip_prefix("-- compatible_from: ").and_then(|n| n.trim().parse().ok()).expect("each migration states compatible_from")
+        line.strip_prefix("-- compatible_from: ")
+            .and_then(|n| n.trim().parse().ok())
+            .expect("each migration states compatible_from")
     }
 }
 
@@ -58,7 +60,8 @@ pub fn schema_state(session: &mut Session) -> Result<SchemaState, StoreError> {
     if !found.get::<_, bool>(0) {
         return Ok(SchemaState::Behind { have: 0, need: newest() });
     }
-    let row = session.client.query_one("select coalesce(max(version), 0), coalesce(max(compatible_from), 0) from migration", &[])?;
+    let row =
+        session.client.query_one("select coalesce(max(version), 0), coalesce(max(compatible_from), 0) from migration", &[])?;
     let (have, compatible_from): (i32, i32) = (row.get(0), row.get(1));
     Ok(match have {
         _ if compatible_from > newest() => SchemaState::TooNew { have },

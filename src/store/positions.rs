@@ -65,11 +65,7 @@ impl Session {
 
     /// Takes partitions for `process`: raises their epochs. Each comes with the offset to begin at where nothing is known and
     /// the topic's present id. Only called when the group has assigned them; a reconnect only reads.
-    pub fn own(
-        &mut self,
-        process: ProcessId,
-        wanted: &[(TopicPartition, i64, Option<Uuid>)],
-    ) -> Result<Vec<Owned>, StoreError> {
+    pub fn own(&mut self, process: ProcessId, wanted: &[(TopicPartition, i64, Option<Uuid>)]) -> Result<Vec<Owned>, StoreError> {
         let statement = self.prepare(&OWN)?;
         let mut wanted = wanted.to_vec();
         wanted.sort_by(|a, b| a.0.cmp(&b.0));
@@ -82,17 +78,12 @@ impl Session {
     }
 
     /// Moves a lost position and records the gap, in one transaction. `Fenced` when the partition is no longer ours.
-    pub fn move_position(
-        &mut self,
-        from: &Position,
-        to: (i16, i64, Option<Uuid>),
-        gap: Option<&Gap>,
-    ) -> Result<(), StoreError> {
+    pub fn move_position(&mut self, from: &Position, to: (i16, i64, Option<Uuid>), gap: Option<&Gap>) -> Result<(), StoreError> {
         let (update, insert) = (self.prepare(&MOVE_POSITION)?, self.prepare(&INSERT_GAP)?);
         let mut transaction = self.client.transaction()?;
         let topic: &str = &from.at.topic;
-        let moved = transaction
-            .execute(&update, &[&topic, &from.at.partition, &from.epoch, &from.next_offset, &to.0, &to.1, &to.2])?;
+        let moved =
+            transaction.execute(&update, &[&topic, &from.at.partition, &from.epoch, &from.next_offset, &to.0, &to.1, &to.2])?;
         if moved != 1 {
             return Err(StoreError::Fenced(format!("partition {} of {topic} has another owner", from.at.partition)));
         }

@@ -145,9 +145,7 @@ impl Session {
             let c = &failed;
             let rows = transaction.query(
                 &s_failed?,
-                &[
-                    &c.ids, &c.leases, &c.attempts, &c.outcomes, &c.statuses, &c.sent, &c.ms, &delays, &spends, &c.errors,
-                ],
+                &[&c.ids, &c.leases, &c.attempts, &c.outcomes, &c.statuses, &c.sent, &c.ms, &delays, &spends, &c.errors],
             )?;
             settled.extend(rows.iter().map(|row| (row.get::<_, i64>(0), row.get::<_, i64>(1))));
         }
@@ -155,9 +153,7 @@ impl Session {
             let c = &died;
             let rows = transaction.query(
                 &s_died?,
-                &[
-                    &c.ids, &c.leases, &c.attempts, &c.outcomes, &c.statuses, &c.sent, &c.ms, &reasons, &c.errors, &counter_slot,
-                ],
+                &[&c.ids, &c.leases, &c.attempts, &c.outcomes, &c.statuses, &c.sent, &c.ms, &reasons, &c.errors, &counter_slot],
             )?;
             settled.extend(rows.iter().map(|row| (row.get::<_, i64>(0), row.get::<_, i64>(1))));
         }

@@ -76,10 +76,9 @@ impl Session {
         let statement = self.prepare(&REGISTER)?;
         let pid = std::process::id() as i32;
         let lease_ms = registration.lease.as_millis() as i64;
-        let row = self.client.query_one(
-            &statement,
-            &[&registration.instance, &registration.host, &pid, &registration.version, &lease_ms],
-        )?;
+        let row = self
+            .client
+            .query_one(&statement, &[&registration.instance, &registration.host, &pid, &registration.version, &lease_ms])?;
         Ok(row.get(0))
     }
 

@@ -15,7 +15,8 @@ use crate::ops::metrics::{Metrics, unix_seconds};
 use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
 use crate::store::{
-    Gauges, Heartbeat, Pool, ProcessId, Registration, Room, SchemaState, Session, StoreError, ensure_pipeline, migrate, schema_state,
+    Gauges, Heartbeat, Pool, ProcessId, Registration, Room, SchemaState, Session, StoreError, ensure_pipeline, migrate,
+    schema_state,
 };
 
 /// One round: what it costs PostgreSQL is less than 1 % of a core.
@@ -161,7 +162,9 @@ impl Upkeep {
             status: self.health.words(),
         };
         if !session.heartbeat(process, &beat)? {
-            return Err(StoreError::Fenced("this process is no longer registered: was the database restored from a backup?".to_owned()));
+            return Err(StoreError::Fenced(
+                "this process is no longer registered: was the database restored from a backup?".to_owned(),
+            ));
         }
         // A predecessor's leases end by themselves after one lease time; until then they are freed as they are found.
         if began.elapsed() <= self.config.postgres.lease + Duration::from_secs(5) {
@@ -210,7 +213,9 @@ impl Upkeep {
     }
 
     fn show(&self, gauges: &Gauges) {
-        let mut ledger = Ledger { open: gauges.pending + gauges.in_flight + gauges.retrying, dead: gauges.dead, ..Ledger::default() };
+        let mut ledger = Ledger::default();
+        ledger.open = gauges.pending + gauges.in_flight + gauges.retrying;
+        ledger.dead = gauges.dead;
         for (code, n) in &gauges.counters {
             if let Some(counter) = Counter::from_code(*code) {
                 ledger.add(counter, *n);
