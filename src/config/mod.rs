@@ -1,6 +1,7 @@
-//! What was written (`raw`) and what it means ([`Config`]). Every problem is found at once, with file, line and column.
+//! What was written (`raw`) and what it means ([`Config`], made in `load`). Every problem is found at once, with file,
+//! line and column. [`keys`] is the one table of keys; `etc/txrelay.toml` is printed from it.
 //!
-//! May use `core`. Never: network, threads, logging.
+//! May use `core`, and ureq's and postgres' own types to check what they will be given. Never: network, threads, logging.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,6 +9,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::core::identify::IdRule;
+
+mod http;
+pub mod keys;
+mod load;
+mod postgres_url;
+mod problems;
+mod raw;
+mod secret;
+#[cfg(test)]
+mod tests;
+pub mod value;
+
+pub use load::load;
+pub use problems::Problems;
 
 /// A pipeline's whole configuration, checked. INTERFACE.md section 1 names the keys.
 #[derive(Debug, Clone)]
@@ -188,4 +203,10 @@ pub struct Log {
     pub level: log::LevelFilter,
     /// `format`
     pub format: LogFormat,
+}
+
+/// What the operating system says, without its number.
+fn io_text(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_string()
 }

@@ -1,0 +1,363 @@
+//! The one table of keys. The loader walks a file against it, takes every default from it, and `etc/txrelay.toml` is
+//! printed from it: a key that is not here does not exist.
+
+use std::time::Duration;
+
+use Given::{Computed, Default, Required, Unset};
+use Kind::{Bool, Choice, Count, List, Period, Size, Table, Text};
+
+/// One key of INTERFACE.md section 1.
+#[derive(Debug)]
+pub struct Key {
+    /// Dotted path, `downstream.timeout`.
+    pub path: &'static str,
+    /// What may stand there.
+    pub kind: Kind,
+    /// What holds when it is not written.
+    pub given: Given,
+    /// What it takes for a change to take effect.
+    pub change: Change,
+    /// Why somebody would touch it; lines of the reference file.
+    pub doc: &'static str,
+    /// `Some`: named in the interface, not in this version; says what is missing.
+    pub later: Option<&'static str>,
+}
+
+/// Types of values, with the range that is checked before anything else is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text.
+    Text,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// true or false.
+    Bool,
+    /// A whole number, both ends included.
+    Count(u32, u32),
+    /// A time with its unit, both ends included.
+    Period(Duration, Duration),
+    /// Bytes with their unit, both ends included.
+    Size(u64, u64),
+    /// A list of texts.
+    List,
+    /// A table of texts under names of the user's choice.
+    Table,
+}
+
+/// Where a value comes from when the file says nothing. All texts are TOML.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Given {
+    /// There is none: the example of the reference file.
+    Required(&'static str),
+    /// This.
+    Default(&'static str),
+    /// Derived from other keys; what it comes to for the name `payments` and all other defaults.
+    Computed(&'static str),
+    /// Nothing; an example.
+    Unset(&'static str),
+}
+
+impl Given {
+    /// The TOML text that the reference file shows.
+    pub fn text(&self) -> &'static str {
+        match self {
+            Required(text) | Default(text) | Computed(text) | Unset(text) => text,
+        }
+    }
+}
+
+/// How a change of a key takes effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// SIGHUP is enough.
+    Reload,
+    /// The process must be restarted.
+    Restart,
+}
+
+/// The key at `path`, known in this version or not.
+pub fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|k| k.path == path)
+}
+
+/// Whether `path` is a table that holds keys.
+pub fn is_table(path: &str) -> bool {
+    KEYS.iter().any(|k| k.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// The key that somebody may have meant by an unknown `path`.
+pub fn similar(path: &str) -> Option<&'static str> {
+    let (table, last) = split(path);
+    let known = || KEYS.iter().filter(|k| k.later.is_none()).map(|k| k.path);
+    let tables = || known().filter_map(|p| Some(p.split_once('.')?.0));
+    let near = |a: &str, b: &str| strsim::jaro_winkler(a, b);
+    let best = |candidates: Vec<(&'static str, f64)>| {
+        candidates.into_iter().filter(|(_, score)| *score > 0.8).max_by(|a, b| a.1.total_cmp(&b.1)).map(|(p, _)| p)
+    };
+    // In the same table first, then the same word in another one (a forgotten table header), then anything alike.
+    best(known().chain(tables()).filter(|p| split(p).0 == table).map(|p| (p, near(split(p).1, last))).collect())
+        .or_else(|| known().find(|p| split(p).1 == last))
+        .or_else(|| best(known().map(|p| (p, near(split(p).1, last))).collect()))
+}
+
+fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('.').unwrap_or(("", path))
+}
+
+/// The reference file, as shipped in `etc/txrelay.toml`.
+pub fn reference() -> String {
+    let mut out = String::from(PREAMBLE);
+    let mut table = "";
+    for key in KEYS.iter().filter(|k| k.later.is_none()) {
+        let (in_table, name) = split(key.path);
+        if in_table != table {
+            table = in_table;
+            out.push_str(&format!("\n[{table}]\n"));
+        }
+        out.push('\n');
+        let mark = match key.change {
+            Change::Reload => "*reload*",
+            Change::Restart => "*restart*",
+        };
+        out.push_str(&format!("# {} {mark}\n", key.doc.replace('\n', "\n# ")));
+        let comment = if matches!(key.given, Required(_)) { "" } else { "#" };
+        out.push_str(&format!("{comment}{name} = {}\n", key.given.text()));
+    }
+    out
+}
+
+const PREAMBLE: &str = "\
+# txrelay, one pipeline: every key that this version knows. The lines without a # must be there; the others show the
+# default, or what it comes to for a file called payments.toml. Take the # away to change one.
+#
+# Copy this to /etc/txrelay/NAME.toml (root:txrelay, 0640), edit it, then:
+#   txrelay -i NAME check-config && systemctl enable --now txrelay@NAME
+#
+# Times have a unit (\"250ms\", \"15s\", \"2m\", \"72h\", \"30d\"), and so have sizes (\"500 B\", \"1 kB\", \"64 KiB\", \"1 MiB\").
+# Secrets are never written here: a key that ends in _file names a file that others can neither read nor write.
+# *reload* takes effect on `systemctl reload`, *restart* on a restart. On the command line, --set key=value goes before
+# this file.
+";
+
+const fn key(path: &'static str, kind: Kind, given: Given, doc: &'static str) -> Key {
+    Key { path, kind, given, change: Change::Restart, doc, later: None }
+}
+
+const fn later(path: &'static str, what: &'static str) -> Key {
+    Key { path, kind: Text, given: Unset(""), change: Change::Restart, doc: "", later: Some(what) }
+}
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+const fn hours(n: u64) -> Duration {
+    Duration::from_secs(n * 3600)
+}
+const KIB: u64 = 1024;
+
+/// Every key, in the order of the reference file.
+pub static KEYS: &[Key] = &[
+    key(
+        "name",
+        Text,
+        Computed("\"payments\""),
+        "The pipeline's name, recorded in its schema. Default: this file's name without .toml.",
+    ),
+    key(
+        "kafka.brokers",
+        List,
+        Required("[\"kafka-1:9092\"]"),
+        "Where to find the cluster first: host:port, several are better than one.",
+    ),
+    key("kafka.topics", List, Required("[\"payments\"]"), "Topics to read. Ids of transactions are unique across all of them."),
+    key(
+        "kafka.group",
+        Text,
+        Computed("\"txrelay-payments\""),
+        "Consumer group. Processes with the same group and schema share the work. Default: \"txrelay-\" and the name.",
+    ),
+    key(
+        "kafka.client",
+        Choice(&["librdkafka"]),
+        Default("\"librdkafka\""),
+        "Which Kafka client reads. This version has librdkafka only (Kafka 2.1 and later).",
+    ),
+    key(
+        "kafka.start",
+        Text,
+        Unset("\"earliest\""),
+        "Where to begin, at the pipeline's very first start only: earliest, latest, committed (where the consumer group\nstands), or a time such as \"2026-11-01T00:00:00Z\". No default where a topic already holds records: txrelay then says\nhow many, and waits for this key.",
+    ),
+    key(
+        "kafka.on_lost_position",
+        Choice(&["continue", "stop"]),
+        Default("\"continue\""),
+        "When Kafka has deleted records that were not read yet: go on behind the gap, which is recorded and alarmed\n(continue), or leave that partition alone until somebody decides (stop).",
+    ),
+    key(
+        "kafka.record_max",
+        Size(1, 16 * KIB * KIB),
+        Default("\"1 MiB\""),
+        "Larger records are rejected: kept, not delivered. Key, value and headers count.",
+    ),
+    later("kafka.backlog_max", "a limit on open deliveries"),
+    key(
+        "kafka.librdkafka",
+        Table,
+        Default("{}"),
+        "Properties passed to librdkafka as written, e.g. { \"fetch.wait.max.ms\" = \"100\" }. Those that txrelay must own are refused.",
+    ),
+    later("kafka.tls", "TLS to Kafka"),
+    later("kafka.sasl", "SASL to Kafka"),
+    key(
+        "transaction.id",
+        Text,
+        Default("\"value:/transaction_id\""),
+        "Where a record's id stands: value:POINTER (a JSON pointer into the value), key, or header:NAME.",
+    ),
+    key(
+        "postgres.url",
+        Text,
+        Required("\"postgresql://txrelay@db.internal/txrelay\""),
+        "Connection URL or keyword form. With several hosts the writable one is used. Connect directly or through a pooler in\nsession mode. No password in it: see password_file. This version connects without TLS.",
+    ),
+    key(
+        "postgres.password_file",
+        Text,
+        Default("\"\""),
+        "File with the password. May contain ${CREDENTIALS_DIRECTORY} (LoadCredential= of systemd). Empty: no password.",
+    ),
+    key(
+        "postgres.schema",
+        Text,
+        Computed("\"txrelay_payments\""),
+        "Schema of this pipeline, of no other. Default: \"txrelay_\" and the name, with - as _.",
+    ),
+    key(
+        "postgres.migrate",
+        Bool,
+        Default("true"),
+        "false: the daemon never changes the schema and can run without DDL rights; `txrelay migrate` does it.",
+    ),
+    key(
+        "postgres.lease",
+        Period(ms(1), hours(24)),
+        Computed("\"60s\""),
+        "How long a claimed delivery belongs to its process; after a crash its deliveries wait this long at most. More than\ndownstream.timeout + 10s. Default: downstream.timeout + 45s.",
+    ),
+    key(
+        "postgres.pool_size",
+        Count(1, 64),
+        Default("4"),
+        "Connections for upkeep; consumer, claimer and settler have one each beside them.",
+    ),
+    key(
+        "downstream.url",
+        Text,
+        Required("\"https://ledger.internal/transactions\""),
+        "Where each transaction is sent. http:// only to this machine, or with allow_plain_http.",
+    ),
+    key("downstream.method", Choice(&["POST", "PUT"]), Default("\"POST\""), "POST or PUT."),
+    key(
+        "downstream.timeout",
+        Period(ms(10), hours(1)),
+        Default("\"15s\""),
+        "One deadline over the whole exchange. The service may still finish what was given up.",
+    ),
+    key("downstream.connect_timeout", Period(ms(1), hours(1)), Default("\"3s\""), "For connecting, within timeout."),
+    key(
+        "downstream.idle_timeout",
+        Period(ms(1), hours(1)),
+        Default("\"10s\""),
+        "Connections idle for longer are not used again. Keep it below the service's own keep-alive.",
+    ),
+    key("downstream.workers", Count(1, 1024), Default("32"), "Worker threads: the most requests in flight."),
+    later("downstream.rate_limit", "a rate limit"),
+    key(
+        "downstream.content_type",
+        Text,
+        Default("\"application/json\""),
+        "Content-Type of the request, unless the record has a content-type header.",
+    ),
+    key(
+        "downstream.idempotency_header",
+        Text,
+        Default("\"Idempotency-Key\""),
+        "Header that carries the transaction's id, the same on every attempt: the service drops duplicates by it.",
+    ),
+    key(
+        "downstream.idempotency_format",
+        Choice(&["plain", "quoted"]),
+        Default("\"plain\""),
+        "plain, or quoted: in double quotes, as the IETF draft wants it.",
+    ),
+    key(
+        "downstream.forward_headers",
+        List,
+        Default("[\"traceparent\", \"tracestate\"]"),
+        "Headers of the Kafka record that are passed on.",
+    ),
+    key("downstream.headers", Table, Default("{}"), "Fixed headers, e.g. { \"X-Source\" = \"payments\" }. No secrets."),
+    key(
+        "downstream.keep_answer",
+        Size(0, 64 * KIB),
+        Default("\"1 KiB\""),
+        "How much of a failed attempt's answer is kept for whoever looks into it. \"0\" = none, if answers hold personal data.",
+    ),
+    key(
+        "downstream.allow_plain_http",
+        Bool,
+        Default("false"),
+        "true: http:// also to other machines. Anyone on the way can then read and change transactions.",
+    ),
+    later("downstream.auth", "authentication to the service"),
+    later("downstream.tls", "its own CA and client certificates"),
+    later("downstream.signing", "signed requests"),
+    later("downstream.outcomes", "other meanings for statuses"),
+    key(
+        "retry.base",
+        Period(ms(1), hours(24)),
+        Default("\"1s\""),
+        "First wait after a transaction's own failure; it doubles by itself.",
+    ),
+    key("retry.cap", Period(ms(1), hours(24 * 7)), Default("\"15m\""), "Longest wait between two attempts."),
+    key(
+        "retry.give_up_after",
+        Period(ms(1), hours(24 * 366)),
+        Default("\"72h\""),
+        "A transaction that has failed by itself for this long is dead: kept, for a person. Outages of the service do not count.",
+    ),
+    key(
+        "gate.probe_cap",
+        Period(ms(1), hours(1)),
+        Default("\"30s\""),
+        "Longest wait before trying again after a fault of the service.",
+    ),
+    later("gate.shut_after", "the gate that shuts"),
+    later("gate.probe_every", "the gate that probes"),
+    key(
+        "metrics.listen",
+        Text,
+        Default("\"127.0.0.1:19470\""),
+        "Address and port of /metrics, /livez and /readyz. Each instance needs its own. There is no access control.",
+    ),
+    key(
+        "log.level",
+        Choice(&["error", "warn", "info", "debug", "trace"]),
+        Default("\"info\""),
+        "error, warn, info, debug or trace.",
+    ),
+    key(
+        "log.format",
+        Choice(&["auto", "journal", "text", "json"]),
+        Default("\"auto\""),
+        "journal (structured, under systemd), text, json (one object per line), or auto: journal under systemd, text elsewhere.",
+    ),
+    later("retention", "retention; nothing is deleted"),
+    key(
+        "shutdown.timeout",
+        Period(ms(1), hours(1)),
+        Default("\"30s\""),
+        "How long a stop may take. At least downstream.timeout + 5s, so that requests in hand can end.",
+    ),
+];

@@ -1,0 +1,133 @@
+//! `postgres.url`: words that the `postgres` crate does not know, or that txrelay sets itself, are found first, because
+//! the crate's own messages name neither the remedy nor always only the word.
+
+use postgres::config::{Config, TargetSessionAttrs};
+
+/// A connection string in URL or keyword form, checked. Always asks for a writable server.
+///
+/// # Errors
+/// One sentence, which never repeats any of it but the names of libpq's own words.
+pub(super) fn parse(text: &str) -> Result<Config, String> {
+    let words = words(text).ok_or(FORM)?;
+    for (word, value) in &words {
+        check_word(word, value)?;
+    }
+    let mut config: Config = text.parse().map_err(|_| FORM)?;
+    let n_hosts = config.get_hosts().len().max(config.get_hostaddrs().len());
+    if config.get_password().is_some() {
+        return Err(PASSWORD.into());
+    }
+    if n_hosts == 0 {
+        return Err("names no host: postgresql://user@host/database, or host=/run/postgresql for this machine's socket".into());
+    }
+    if !matches!(config.get_ports().len(), n if n <= 1 || n == n_hosts) {
+        return Err("must name one port, or one for each host".into());
+    }
+    if !config.get_hosts().is_empty()
+        && !config.get_hostaddrs().is_empty()
+        && config.get_hosts().len() != config.get_hostaddrs().len()
+    {
+        return Err("must name as many addresses (hostaddr) as hosts".into());
+    }
+    config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+    Ok(config)
+}
+
+const FORM: &str =
+    "must be a connection URL such as \"postgresql://user@host:5432/database\", or \"host=... user=... dbname=...\"";
+const PASSWORD: &str = "holds a password, which goes into a file that postgres.password_file names: take it out";
+
+fn check_word(word: &str, value: &str) -> Result<(), String> {
+    match word {
+        "password" | "sslpassword" => Err(PASSWORD.into()),
+        "sslmode" => match value {
+            "disable" | "prefer" => Ok(()),
+            "require" | "verify-ca" | "verify-full" => {
+                Err(format!("asks for sslmode={value}, and this version does not have TLS to PostgreSQL yet: take it out"))
+            }
+            _ => Err("holds an sslmode that this version does not have: disable and prefer both connect without TLS".into()),
+        },
+        "sslrootcert" | "sslcert" | "sslkey" | "sslcrl" | "sslcrldir" | "sslnegotiation" | "channel_binding" | "requiressl" => {
+            Err(format!("holds {word}, and this version does not have TLS to PostgreSQL yet: take it out"))
+        }
+        "target_session_attrs" | "application_name" | "options" => Err(format!("holds {word}, which txrelay sets itself: take it out")),
+        "user" | "dbname" | "host" | "hostaddr" | "port" | "connect_timeout" | "tcp_user_timeout" | "keepalives" | "keepalives_idle"
+        | "keepalives_interval" | "keepalives_retries" | "load_balance_hosts" => Ok(()),
+        // What stands there may be anything, a piece of a password too: it is not repeated.
+        _ => Err("holds a word that is not supported; user, dbname, host, hostaddr, port, connect_timeout, tcp_user_timeout, keepalives, \
+                  keepalives_idle, keepalives_interval, keepalives_retries, load_balance_hosts and sslmode are"
+            .into()),
+    }
+}
+
+/// Every word and value of the string; user info of a URL as `user` and `password`. `None`: neither form.
+fn words(text: &str) -> Option<Vec<(String, String)>> {
+    match text.strip_prefix("postgresql://").or_else(|| text.strip_prefix("postgres://")) {
+        Some(url) => url_words(url),
+        None if text.contains("://") => None,
+        None => keyword_words(text),
+    }
+}
+
+fn url_words(url: &str) -> Option<Vec<(String, String)>> {
+    let mut words = Vec::new();
+    // As the crate and libpq do: everything before the first @ is user info.
+    let mut rest = url;
+    if let Some((info, after)) = url.split_once('@') {
+        rest = after;
+        words.push(if info.contains(':') { ("password".into(), String::new()) } else { ("user".into(), String::new()) });
+    }
+    let Some((_, query)) = rest.split_once('?') else { return Some(words) };
+    for pair in query.split('&').filter(|p| !p.is_empty()) {
+        let (word, value) = pair.split_once('=')?;
+        words.push((decode(word), decode(value)));
+    }
+    Some(words)
+}
+
+fn decode(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let hex =
+            tail.get(..2).filter(|_| *first == b'%').and_then(|h| u8::from_str_radix(std::str::from_utf8(h).ok()?, 16).ok());
+        bytes.push(hex.unwrap_or(*first));
+        rest = if hex.is_some() { &tail[2..] } else { tail };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// `word = value` with single quotes and backslashes, as libpq reads it.
+fn keyword_words(text: &str) -> Option<Vec<(String, String)>> {
+    let mut words = Vec::new();
+    let mut rest = text.trim_start();
+    while !rest.is_empty() {
+        let (word, after) = rest.split_once('=')?;
+        let word = word.trim_end();
+        if word.is_empty() || word.contains(char::is_whitespace) {
+            return None;
+        }
+        let after = after.trim_start();
+        let quoted = after.starts_with('\'');
+        let mut value = String::new();
+        let mut chars = after.char_indices().skip(usize::from(quoted));
+        let mut end = (!quoted).then_some(after.len());
+        while let Some((i, c)) = chars.next() {
+            match c {
+                '\\' => value.extend(chars.next().map(|(_, c)| c)),
+                '\'' if quoted => {
+                    end = Some(i + 1);
+                    break;
+                }
+                c if !quoted && c.is_whitespace() => {
+                    end = Some(i);
+                    break;
+                }
+                c => value.push(c),
+            }
+        }
+        words.push((word.to_string(), value));
+        rest = after[end?..].trim_start();
+    }
+    if words.is_empty() { None } else { Some(words) }
+}
