@@ -168,8 +168,10 @@ impl Librdkafka {
     /// A request failed: says so together with the last thing that librdkafka said about its connections.
     fn request_failed(&mut self, what: &str, error: impl std::fmt::Display) -> SourceError {
         if !self.joined {
-            // Errors and log lines wait for a poll; without a group it cannot bring a record.
-            while let Some(Err(_)) = self.consumer.poll(Duration::ZERO) {}
+            // Errors and log lines wait for a poll, one each; without a group it cannot bring a record. `None` may be a line.
+            for _ in 0..100 {
+                let _ = self.consumer.poll(Duration::ZERO);
+            }
         }
         let told = self.consumer.context().told().detail();
         let told = told.map_or(String::new(), |t| format!("; librdkafka last said: {t}"));
