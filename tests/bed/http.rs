@@ -43,8 +43,7 @@ pub fn request(method: &str, url: &str, body: Option<&str>) -> anyhow::Result<St
         .new_agent();
     let request = ureq::http::Request::builder().method(method).uri(url);
     let body = body.unwrap_or_default().to_owned();
-    let mut response =
-        agent.run(request.body(body)?).with_context(|| format!("failed to reach {url}"))?;
+    let mut response = agent.run(request.body(body)?).with_context(|| format!("failed to reach {url}"))?;
     let mut text = String::new();
     response.body_mut().as_reader().read_to_string(&mut text)?;
     if !response.status().is_success() {
