@@ -38,6 +38,7 @@ pub fn request(method: &str, url: &str, body: Option<&str>) -> anyhow::Result<St
     let agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .proxy(None)
+        .max_redirects(0)
         .timeout_global(Some(Duration::from_secs(60)))
         .build()
         .new_agent();

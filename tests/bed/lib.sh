@@ -7,20 +7,27 @@ die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 cache_dir() { printf '%s\n' "${TXRELAY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/txrelay}"; }
 
+cargo_target() { printf '%s\n' "${CARGO_TARGET_DIR:-$(cache_dir)/target}"; }
+
 # step TEXT CMD...: runs CMD and says how long it took. Its output is kept back and shown only when it fails.
 step() {
-  local text=$1 began=${EPOCHREALTIME/./} out status=0
+  local text=$1 began=${EPOCHREALTIME/[.,]/} out status=0
   shift
   out=$(mktemp)
   "$@" >"$out" 2>&1 || status=$?
   if [ "$status" -eq 0 ]; then
-    printf '  %-44s %6.1f s\n' "$text" "$(((${EPOCHREALTIME/./} - began) / 1000))e-3" >&2
+    took "$text" "$began"
   else
-    printf '  %-44s failed (%s):\n' "$text" "$status" >&2
+    printf '  %-46s failed:\n' "$text" >&2
     tail -n 40 "$out" >&2
   fi
   rm -f "$out"
   return "$status"
+}
+# took TEXT MICROSECONDS: ends a step that began then.
+took() {
+  local ms=$(((${EPOCHREALTIME/[.,]/} - $2) / 1000))
+  printf '  %-46s %4d.%d s\n' "$1" "$((ms / 1000))" "$((ms % 1000 / 100))" >&2
 }
 
 # A pid alone may belong to somebody else by the time we use it; with its start time (clock ticks since boot) it cannot.
