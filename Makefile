@@ -1,0 +1,56 @@
+# Each target sets up what it needs on a fresh Debian or Ubuntu and says what it installs. Nothing of the system is started.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long lint bench install build
+
+# Outside the clone, so that a fresh clone finds what was built before.
+cache := $(or $(TXRELAY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/txrelay)
+export CARGO_TARGET_DIR ?= $(cache)/target
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: ## the main job on real Kafka and PostgreSQL, with an outage and a kill, ending in a ledger (DEMO_RECORDS=20000 DEMO_KEEP=1)
+	@tests/bed/demo.sh
+
+build: ## release build
+	@tests/bed/setup.sh
+	cargo build --release
+
+test: ## unit, property and integration tests on real services (ARGS= goes to the test binaries)
+	@tests/bed/setup.sh
+	cargo build --features bed
+	cargo test --features bed --no-run
+	tests/bed/with-bed.sh cargo test --features bed -- $(ARGS)
+
+test-long: ## also the tests that are marked ignored, because they take minutes
+	@tests/bed/setup.sh
+	cargo build --features bed
+	cargo test --features bed --no-run
+	tests/bed/with-bed.sh cargo test --features bed -- --include-ignored $(ARGS)
+
+lint: ## fmt, clippy, every feature set, licences and advisories, shellcheck
+	@tests/bed/setup.sh --lint
+	cargo fmt --check
+	cargo clippy --all-targets --features bed -- -D warnings
+	cargo check --no-default-features --features librdkafka
+	cargo check
+	@if cargo deny --version >/dev/null 2>&1; then \
+	  set -x; cargo deny --offline check bans licenses sources; \
+	else echo "cargo deny: skipped, cargo-deny is not installed (deny.toml says what it would check)"; fi
+	shellcheck -x tests/bed/*.sh benches/*.sh .ci/run
+
+bench: ## deliveries/s, CPU, commits, WAL and RSS (BENCH_RECORDS=60000 BENCH_RUNS=3)
+	@benches/run.sh
+
+install: build ## binary, unit, example configuration and documents, under DESTDIR and PREFIX
+	install -D -m 755 $(CARGO_TARGET_DIR)/release/txrelay $(DESTDIR)$(PREFIX)/bin/txrelay
+	install -d -m 755 $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|/usr/bin/txrelay|$(PREFIX)/bin/txrelay|' 'systemd/txrelay@.service' > '$(DESTDIR)$(PREFIX)/lib/systemd/system/txrelay@.service'
+	chmod 644 '$(DESTDIR)$(PREFIX)/lib/systemd/system/txrelay@.service'
+	install -D -m 644 etc/txrelay.toml $(DESTDIR)/etc/txrelay/txrelay.toml.example
+	for doc in README.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE; do \
+	  install -D -m 644 $$doc $(DESTDIR)$(PREFIX)/share/doc/txrelay/$$doc || exit 1; done

@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# One Apache Kafka broker (KRaft, broker and controller in one process) in DIR on free loopback ports.
+#   kafka.sh up DIR [--version V] [--set k=v]...     gets the jars if needed, starts, prints the bootstrap address
+#   kafka.sh down DIR                                stops it; the data stay
+#   kafka.sh kill9 DIR                               kill -9
+#   kafka.sh start DIR                               the same broker again, same ports, same data
+#   kafka.sh env DIR                                 TXRELAY_TEST_KAFKA=..., KAFKA_PID=... for eval
+#   kafka.sh tool DIR CLASS ARGS...                  a console tool (org.apache.kafka.tools.TopicCommand ...) from the same jars
+#   kafka.sh fetch [VERSION]                         only the jars
+# Jars are kept in ${TXRELAY_CACHE:-~/.cache/txrelay}/kafka/VERSION. Tried: 4.3.1, 3.9.2.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=tests/bed/lib.sh
+. "$here/lib.sh"
+newest=4.3.1 # the newest whose kafka-tools are published
+
+java=${JAVA_HOME:+$JAVA_HOME/bin/}java
+jvm=(-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:-UsePerfData -Xss512k -XX:MaxDirectMemorySize=64m -Djava.net.preferIPv4Stack=true
+  -Dorg.slf4j.simpleLogger.showDateTime=true -Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS
+  -Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config=warn -Dorg.slf4j.simpleLogger.log.kafka.server.KafkaConfig=warn)
+
+fetch() { # VERSION -> folder in $libs
+  libs=$(cache_dir)/kafka/$1
+  [ ! -d "$libs" ] || return 0
+  have mvn || die "no mvn: run tests/bed/setup.sh"
+  mkdir -p "${libs%/*}"
+  local tmp
+  tmp=$(mktemp -d "$libs.XXXXXX")
+  # Whole or not at all: another run may be looking for it.
+  if mvn -q -B -f "$here/kafka-pom.xml" "-Dkafka.version=$1" org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies \
+    -DincludeScope=runtime "-DoutputDirectory=$tmp" >"$tmp.log" 2>&1 && chmod 755 "$tmp" && mv -T "$tmp" "$libs" 2>>"$tmp.log"; then
+    rm -f "$tmp.log"
+  else
+    [ -d "$libs" ] || tail -n 20 "$tmp.log" >&2
+    rm -rf "$tmp" "$tmp.log"
+    [ -d "$libs" ] || die "failed to get the jars of Kafka $1"
+  fi
+}
+configure() {
+  local port controller=0 cluster
+  port=$(free_port)
+  until [ "$controller" != 0 ] && [ "$controller" != "$port" ]; do controller=$(free_port); done
+  cluster=$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d =)
+  mkdir -p "$dir"
+  cat >"$dir/server.properties" <<CONF
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:$controller
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller
+advertised.listeners=PLAINTEXT://127.0.0.1:$port
+log.dirs=$dir/data
+auto.create.topics.enable=false
+# one broker: one copy of everything
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.num.partitions=1
+transaction.state.log.min.isr=1
+transaction.max.timeout.ms=60000
+# small
+num.network.threads=1
+num.io.threads=2
+num.recovery.threads.per.data.dir=1
+background.threads=2
+log.cleaner.dedupe.buffer.size=4194304
+log.index.size.max.bytes=1048576
+# quick: no 3 s before the first assignment, no 30 s before the first retention round
+group.initial.rebalance.delay.ms=0
+log.initial.task.delay.ms=200
+log.retention.check.interval.ms=1000
+log.segment.delete.delay.ms=1000
+broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=3000
+controller.quorum.election.timeout.ms=1000
+CONF
+  [ "${#sets[@]}" = 0 ] || printf '%s\n' "${sets[@]}" >>"$dir/server.properties"
+  timeout 60 "$java" "${jvm[@]}" -Xmx128m -cp "$libs/*" kafka.tools.StorageTool format "--cluster-id=$cluster" \
+    "--config=$dir/server.properties" >"$dir/format.log" 2>&1 || { tail -n 20 "$dir/format.log" >&2; die "formatting failed"; }
+  printf 'version=%s\nport=%s\n' "$version" "$port" >"$dir/state"
+}
+start() {
+  local n=0 pid
+  ! pid_of "$dir/broker.pid" >/dev/null || return 0
+  : >"$dir/log"
+  spawn "$dir/broker.pid" "$dir/log" "$java" "${jvm[@]}" -Xms128m -Xmx128m -Dorg.slf4j.simpleLogger.defaultLogLevel=info \
+    -cp "$libs/*" kafka.Kafka "$dir/server.properties"
+  # Not the open port: it opens earlier than the broker answers.
+  until grep -q 'Kafka Server started' "$dir/log"; do
+    pid=$(pid_of "$dir/broker.pid") || { tail -n 15 "$dir/log" >&2; die "Kafka did not start, see $dir/log"; }
+    n=$((n + 1))
+    [ "$n" -le 1200 ] || die "Kafka (pid $pid) not ready after 60 s, see $dir/log"
+    sleep 0.05
+  done
+}
+
+cmd=${1:-help}
+case $cmd in
+  fetch) fetch "${2:-$newest}"; exit ;;
+  up | down | kill9 | start | env | tool) ;;
+  *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac
+dir=${2:?folder}
+shift 2
+[ "${dir#/}" != "$dir" ] || dir=$PWD/$dir
+version=$newest sets=()
+if [ "$cmd" = up ]; then
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --version) version=${2:?version}; shift 2 ;;
+      --set) sets+=("${2:?k=v}"); shift 2 ;;
+      *) die "unknown option $1" ;;
+    esac
+  done
+  have "$java" || die "no java: run tests/bed/setup.sh"
+  if [ ! -s "$dir/state" ]; then fetch "$version"; configure; fi
+fi
+[ -s "$dir/state" ] || die "$dir holds no broker; run kafka.sh up first"
+# shellcheck source=/dev/null
+. "$dir/state"
+case $cmd in
+  up | start) fetch "$version"; start; printf '127.0.0.1:%s\n' "$port" ;;
+  down) end "$dir/broker.pid" TERM 20 ;;
+  kill9) end "$dir/broker.pid" KILL ;;
+  env) printf 'TXRELAY_TEST_KAFKA=127.0.0.1:%s\nKAFKA_PID=%s\n' "$port" "$(pid_of "$dir/broker.pid" || true)" ;;
+  tool)
+    fetch "$version"
+    # A tool that finds its broker dead would wait for a minute per record.
+    timeout 60 "$java" "${jvm[@]}" -Xmx128m -Dorg.slf4j.simpleLogger.defaultLogLevel=error -cp "$libs/*" "$@"
+    ;;
+esac
