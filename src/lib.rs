@@ -7,4 +7,5 @@ pub mod cli;
 pub mod config;
 pub mod core;
 pub mod downstream;
+pub mod ops;
 pub mod source;

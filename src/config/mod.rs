@@ -18,11 +18,11 @@ mod problems;
 mod raw;
 mod secret;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod value;
 
 pub use load::load;
-pub use problems::Problems;
+pub use problems::{Problems, visible};
 
 /// A pipeline's whole configuration, checked. INTERFACE.md section 1 names the keys.
 #[derive(Debug, Clone)]
