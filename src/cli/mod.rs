@@ -78,7 +78,7 @@ static VERSION_LINE: LazyLock<String> = LazyLock::new(|| format!("{VERSION} ({RE
 /// Every record is in PostgreSQL before its Kafka offset is committed, and is sent until the service has accepted it:
 /// at least once, with the same idempotency key on every attempt. One file is one pipeline.
 #[derive(Debug, Parser)]
-#[command(name = "txrelay", version = VERSION_LINE.as_str(), after_help = SHORT_AFTER, after_long_help = AFTER, max_term_width = 110)]
+#[command(name = "txrelay", version = VERSION_LINE.as_str(), after_help = SHORT_AFTER, after_long_help = AFTER, max_term_width = 100)]
 struct Args {
     /// The pipeline's file
     #[arg(short, long, value_name = "FILE", global = true, conflicts_with = "instance")]
@@ -138,7 +138,7 @@ Files:
 Exit status:
    0  done                                 69  PostgreSQL, Kafka or the service cannot be reached
    1  failed, or a check found something   77  not permitted
-   2  the command line is wrong            78  the configuration is wrong, or another process has this name
+   2  the command line is wrong            78  wrong configuration, or the name is in use
 
 Signals to run: TERM and INT stop it in order, a second one at once.";
 
@@ -209,8 +209,8 @@ mod tests {
 
     #[test]
     fn the_help_fits_a_terminal_and_names_every_exit_code() {
-        let help = Args::command().term_width(110).render_long_help().to_string();
-        assert!(help.lines().all(|l| l.chars().count() <= 110), "{help}");
+        let help = Args::command().term_width(100).render_long_help().to_string();
+        assert!(help.lines().all(|l| l.chars().count() <= 100), "{help}");
         for exit in [Exit::Done, Exit::Failed, Exit::Usage, Exit::Unreachable, Exit::NotPermitted, Exit::Config] {
             assert!(help.contains(&format!(" {}  ", exit as u8)), "{exit:?}");
         }

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use crate::core::identify::IdRule;
 
+mod access;
 mod http;
+mod kafka;
 pub mod keys;
 mod load;
 mod postgres_url;

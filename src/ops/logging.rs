@@ -259,4 +259,44 @@ mod tests {
         let quiet = Logger::new(LevelFilter::Error, Sink::Json);
         assert!(!quiet.enabled(&Metadata::builder().level(Level::Warn).target("ureq").build()));
     }
+
+    /// Run by the other tests in a process of its own, which sets its log up and writes it.
+    #[test]
+    #[ignore = "a part of the tests below"]
+    fn writes_some_lines() {
+        let format = if std::env::var_os("TEST_JSON").is_some() { LogFormat::Json } else { LogFormat::Text };
+        init(config::Log { level: LevelFilter::Info, format });
+        log::info!(topic = "payments", n_rows = 3; "stored {FORGED}");
+        log::debug!("not at this level");
+        for _ in 0..3 {
+            log::warn!(target: "library", "broken");
+        }
+    }
+
+    fn lines(env: &[(&str, &str)]) -> Vec<String> {
+        let test = std::env::current_exe().expect("this test's program");
+        let args = ["ops::logging::tests::writes_some_lines", "--exact", "--ignored", "--nocapture"];
+        let done = std::process::Command::new(test).args(args).envs(env.iter().copied()).output().expect("runs");
+        assert!(done.status.success());
+        String::from_utf8(done.stderr).expect("UTF-8").lines().map(str::to_string).collect()
+    }
+
+    #[test]
+    fn text_on_stderr_has_time_level_and_fields_and_no_colour() {
+        let lines = lines(&[]);
+        assert_eq!(lines.len(), 2, "libraries repeat themselves once a minute: {lines:#?}");
+        let (time, rest) = lines[0].split_once(' ').expect("a time");
+        assert!(time.parse::<jiff::Timestamp>().is_ok() && time.ends_with('Z'), "{time}");
+        assert!(rest.starts_with("[INFO] stored no\\n<3>2026-01-01") && rest.ends_with(" topic=payments n_rows=3"), "{rest}");
+        assert!(lines[1].ends_with("[WARN] broken"), "{lines:?}");
+    }
+
+    #[test]
+    fn json_on_stderr_is_one_object_a_line() {
+        let lines = lines(&[("TEST_JSON", "1")]);
+        let objects: Vec<serde_json::Value> = lines.iter().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+        assert_eq!(objects.len(), 2, "{lines:#?}");
+        assert_eq!((&objects[0]["topic"], &objects[0]["n_rows"]), (&"payments".into(), &3.into()));
+        assert_eq!(objects[1]["target"], "library");
+    }
 }
