@@ -1,8 +1,238 @@
-//! The command line, one file per command group.
+//! The command line: which file, which command, which exit code. One file per command group.
+//!
+//! Data goes to stdout, everything else to stderr. May use every room; no room uses it.
 
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::LazyLock;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Config};
+use crate::ops::{REVISION, VERSION};
+
+mod check_config;
+mod migrate;
+mod run;
+mod status;
+
+/// Where the pipelines' files are.
+const ETC: &str = "/etc/txrelay";
+
+/// How a command ended; the numbers are INTERFACE.md section 3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done, and nothing is wrong.
+    Done = 0,
+    /// It failed, or a check found something.
+    Failed = 1,
+    /// The command line cannot be understood.
+    Usage = 2,
+    /// A dependency cannot be reached.
+    Unreachable = 69,
+    /// Not permitted.
+    NotPermitted = 77,
+    /// The configuration is wrong, or another process runs under this name.
+    Config = 78,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
 
 /// Entry of the `txrelay` command.
 pub fn main() -> ExitCode {
-    ExitCode::FAILURE
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(e) => {
+            // Also help and version, which are no errors and go to stdout. A closed pipe is nobody's fault.
+            let _ = e.print();
+            return if e.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
+        }
+    };
+    let file = match file(args.config.as_deref(), args.instance.as_deref(), Path::new(ETC)) {
+        Ok(file) => file,
+        Err((exit, problem)) => {
+            complain(&format!("txrelay: {problem}"));
+            return exit.into();
+        }
+    };
+    let exit = match args.command {
+        Command::Run => run::run(&file, &args.set),
+        Command::CheckConfig => check_config::check_config(&file, &args.set),
+        Command::Migrate { print_sql } => migrate::migrate(&file, &args.set, print_sql),
+        Command::Status { json } => status::status(&file, &args.set, json),
+    };
+    exit.into()
+}
+
+static VERSION_LINE: LazyLock<String> = LazyLock::new(|| format!("{VERSION} ({REVISION})"));
+
+/// Relays transactions from Kafka through PostgreSQL to an HTTP service that must not miss one.
+///
+/// Every record is in PostgreSQL before its Kafka offset is committed, and is sent until the service has accepted it:
+/// at least once, with the same idempotency key on every attempt. One file is one pipeline.
+#[derive(Debug, Parser)]
+#[command(name = "txrelay", version = VERSION_LINE.as_str(), after_help = SHORT_AFTER, after_long_help = AFTER, max_term_width = 100)]
+struct Args {
+    /// The pipeline's file
+    #[arg(short, long, value_name = "FILE", global = true, conflicts_with = "instance")]
+    config: Option<PathBuf>,
+
+    /// The pipeline's name: /etc/txrelay/NAME.toml
+    #[arg(short, long, value_name = "NAME", global = true)]
+    instance: Option<String>,
+
+    /// Replaces one value of the file; may be given more than once
+    #[arg(long, value_name = "KEY=VALUE", global = true)]
+    set: Vec<String>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the daemon in the foreground
+    Run,
+    /// Says everything that is wrong with the file, and what it will do
+    ///
+    /// Looks at files only: nothing is connected to and nothing is sent.
+    CheckConfig,
+    /// Brings the schema up to date
+    Migrate {
+        /// Print the SQL for a DBA to run, and change nothing
+        #[arg(long)]
+        print_sql: bool,
+    },
+    /// Says how the pipeline stands: states, positions, and what holds it up
+    Status {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+const SHORT_AFTER: &str = "--help says more: examples, files, exit status.";
+
+const AFTER: &str = "\
+Without -c and -i, the one file in /etc/txrelay is meant.
+
+Examples:
+  txrelay -i payments check-config          is /etc/txrelay/payments.toml right?
+  txrelay -i payments migrate --print-sql   what would be changed in the database?
+  systemctl enable --now txrelay@payments   start it now and at every boot
+  txrelay -i payments status                how does it stand, and why?
+  txrelay -c ./try.toml --set log.level=debug run
+
+Files:
+  /etc/txrelay/NAME.toml                    one pipeline (0640 root:txrelay)
+  /usr/share/doc/txrelay/txrelay.toml       every key, its default, and why one would change it
+  /var/lib/txrelay/NAME/                    which process this is; survives restarts
+
+Exit status:
+   0  done                                 69  PostgreSQL, Kafka or the service cannot be reached
+   1  failed, or a check found something   77  not permitted
+   2  the command line is wrong            78  wrong configuration, or the name is in use
+
+Signals to run: TERM and INT stop it in order, a second one at once.";
+
+/// Which file is meant.
+fn file(config: Option<&Path>, instance: Option<&str>, etc: &Path) -> Result<PathBuf, (Exit, String)> {
+    if let Some(file) = config {
+        return Ok(file.to_path_buf());
+    }
+    if let Some(name) = instance {
+        if name.is_empty() || name.contains('/') || name.starts_with('.') {
+            return Err((Exit::Usage, "-i takes a pipeline's name, not a path: use -c for a path".into()));
+        }
+        return Ok(etc.join(format!("{name}.toml")));
+    }
+    let shown = etc.display();
+    let entries = fs::read_dir(etc).map_err(|e| match e.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            (Exit::NotPermitted, format!("{shown} cannot be read by this user: use sudo, or name a file with -c"))
+        }
+        _ => (Exit::Usage, format!("there is no {shown}: name a file with -c")),
+    })?;
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_suffix(".toml")?.to_string()))
+        .filter(|name| !name.starts_with('.'))
+        .collect();
+    names.sort();
+    match names.as_slice() {
+        [name] => Ok(etc.join(format!("{name}.toml"))),
+        [] => Err((Exit::Usage, format!("{shown} holds no NAME.toml: write one, or name a file with -c"))),
+        _ => Err((Exit::Usage, format!("{shown} holds several pipelines, choose one: -i {}", names.join(", -i ")))),
+    }
+}
+
+/// The configuration, or every problem on stderr and the exit code for it.
+fn load(file: &Path, sets: &[String]) -> Result<Config, Exit> {
+    config::load(file, sets).map_err(|problems| {
+        complain(&problems.to_string());
+        Exit::Config
+    })
+}
+
+/// Data, for stdout. A closed pipe (`| head`) is no failure of ours.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Everything else, for stderr.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::config::tests::Folder;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+        let args = Args::try_parse_from(["txrelay", "run", "-c", "x.toml", "--set", "a=1", "--set", "b=2"]).expect("parses");
+        assert_eq!((args.config, args.set), (Some("x.toml".into()), vec!["a=1".into(), "b=2".into()]));
+        for wrong in [vec!["txrelay"], vec!["txrelay", "-c", "x", "-i", "y", "run"], vec!["txrelay", "rnu"]] {
+            assert_eq!(Args::try_parse_from(wrong).expect_err("refused").exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn the_help_fits_a_terminal_and_names_every_exit_code() {
+        let help = Args::command().term_width(100).render_long_help().to_string();
+        assert!(help.lines().all(|l| l.chars().count() <= 100), "{help}");
+        for exit in [Exit::Done, Exit::Failed, Exit::Usage, Exit::Unreachable, Exit::NotPermitted, Exit::Config] {
+            assert!(help.contains(&format!(" {}  ", exit as u8)), "{exit:?}");
+        }
+    }
+
+    #[test]
+    fn the_only_pipeline_needs_no_name() {
+        let folder = Folder::new();
+        let found = |instance| file(None, instance, folder.path());
+        assert!(found(None).expect_err("none").1.contains("holds no NAME.toml"));
+        let one = folder.write("payments.toml", "");
+        folder.write("payments.toml.dpkg-old", "");
+        folder.write(".hidden.toml", "");
+        assert_eq!(found(None), Ok(one.clone()));
+        assert_eq!(found(Some("payments")), Ok(one));
+        assert_eq!(found(Some("other")), Ok(folder.path().join("other.toml")));
+        assert_eq!(found(Some("../payments")).expect_err("a path").0, Exit::Usage);
+        folder.write("refunds.toml", "");
+        let (exit, problem) = found(None).expect_err("two");
+        assert!(exit == Exit::Usage && problem.ends_with("choose one: -i payments, -i refunds"), "{problem}");
+        let (exit, problem) = file(None, None, Path::new("/nonexistent")).expect_err("no folder");
+        assert!(exit == Exit::Usage && problem.contains("name a file with -c"), "{problem}");
+        assert_eq!(file(Some(Path::new("x.toml")), None, folder.path()), Ok("x.toml".into()));
+    }
 }

@@ -1,15 +1,14 @@
 //! From what was written to what it means: the checks that take more than one value's type and range.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use super::problems::{At, Problem, Problems};
-use super::raw::{Value, Written};
+use super::raw::Written;
 use super::value::show_duration;
-use super::{Config, Downstream, Gate, IdempotencyFormat, Kafka, Log, LogFormat, Method, OnLostPosition, Postgres, Retry, Start};
-use super::{http, postgres_url, secret};
+use super::{Config, Downstream, Gate, IdempotencyFormat, Log, LogFormat, Method, Postgres, Retry};
+use super::{http, kafka, postgres_url, secret};
 use crate::core::identify::IdRule;
 
 /// Reads and checks `file`, with `sets` (`key=value`, the command line's) over it and the defaults under it.
@@ -31,7 +30,7 @@ pub fn load(file: &Path, sets: &[String]) -> Result<Config, Problems> {
 /// `None` only together with a problem. Everything is looked at before anything is given up.
 fn whole(file: &Path, w: &mut Written) -> Option<Config> {
     let name = name(file, w);
-    let kafka = kafka(w, name.as_deref());
+    let kafka = kafka::read(w, name.as_deref());
     let transaction_id = transaction_id(w);
     let downstream = downstream(w);
     let timeout = w.period("downstream.timeout").map(|(d, _)| d);
@@ -88,105 +87,6 @@ fn name(file: &Path, w: &mut Written) -> Option<String> {
     };
     w.refuse("name", at, text);
     None
-}
-
-fn kafka(w: &mut Written, name: Option<&str>) -> Option<Kafka> {
-    let brokers =
-        w.list("kafka.brokers", |b, _| is_host_port(b).then_some(()).ok_or("must be host:port, such as \"kafka-1:9092\""));
-    let topics = w.list("kafka.topics", |topic, before| {
-        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if !(1..=249).contains(&topic.len()) || !topic.chars().all(fits) || matches!(topic, "." | "..") {
-            Err("must be a topic's name: letters, digits, . _ and -, at most 249 (patterns are not supported)")
-        } else if before.iter().any(|b| b == topic) {
-            Err("stands in the list twice")
-        } else {
-            Ok(())
-        }
-    });
-    let group = w.computed("kafka.group", name.map(|n| format!("txrelay-{n}")), |g| {
-        let fits = (1..=255).contains(&g.len()) && !g.chars().any(char::is_control);
-        if fits { Ok(g.to_string()) } else { Err("must be 1 to 255 characters".into()) }
-    });
-    let start = if w.is_written("kafka.start") { w.parsed("kafka.start", start).map(Some) } else { Some(None) };
-    let on_lost_position = w.parsed("kafka.on_lost_position", |word| match word {
-        "stop" => Ok(OnLostPosition::Stop),
-        _ => Ok(OnLostPosition::Continue),
-    });
-    let record_max = w.size("kafka.record_max");
-    w.get("kafka.client");
-    let librdkafka = w.table("kafka.librdkafka", |name, value, _| refused_property(name, value));
-    Some(Kafka {
-        brokers: brokers?,
-        topics: topics?,
-        group: group?,
-        start: start?,
-        on_lost_position: on_lost_position?,
-        record_max: record_max?,
-        librdkafka: BTreeMap::from_iter(librdkafka?),
-    })
-}
-
-fn is_host_port(broker: &str) -> bool {
-    let Some((host, port)) = broker.rsplit_once(':') else { return false };
-    let host_fits = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')),
-    };
-    host_fits && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|p| p > 0)
-}
-
-fn start(text: &str) -> Result<Start, String> {
-    match text {
-        "earliest" => Ok(Start::Earliest),
-        "latest" => Ok(Start::Latest),
-        "committed" => Ok(Start::Committed),
-        time => match time.parse::<jiff::Timestamp>().map(|t| t.as_millisecond()) {
-            Ok(ms) if ms >= 0 => Ok(Start::Time(ms)),
-            _ => Err("must be \"earliest\", \"latest\", \"committed\" or a time such as \"2026-11-01T00:00:00Z\"".into()),
-        },
-    }
-}
-
-/// Properties that txrelay sets itself, with what to use instead where there is something.
-const OWNED: &[(&str, &str)] = &[
-    ("bootstrap.servers", "use kafka.brokers"),
-    ("metadata.broker.list", "use kafka.brokers"),
-    ("group.id", "use kafka.group"),
-    ("group.instance.id", "it must differ between processes"),
-    ("group.protocol", "it decides how partitions are handed over"),
-    ("client.id", "it names the process"),
-    ("enable.auto.commit", "offsets are committed only after PostgreSQL has the records"),
-    ("auto.commit.enable", "offsets are committed only after PostgreSQL has the records"),
-    ("enable.auto.offset.store", "offsets are committed only after PostgreSQL has the records"),
-    ("auto.offset.reset", "use kafka.start and kafka.on_lost_position"),
-    ("offset.store.method", "offsets are kept in PostgreSQL"),
-    ("offset.store.path", "offsets are kept in PostgreSQL"),
-    ("check.crcs", "without it damaged records would be delivered"),
-    ("isolation.level", "aborted records must not be delivered"),
-    ("enable.partition.eof", "txrelay needs it as it is"),
-    ("partition.assignment.strategy", "it decides how partitions are handed over"),
-    ("max.poll.interval.ms", "waits on PostgreSQL are fitted to it"),
-    ("statistics.interval.ms", "metrics depend on it"),
-    ("allow.auto.create.topics", "a misspelled topic must not be created"),
-    ("log.queue", "txrelay reads the log"),
-    ("plugin.library.paths", "no code is loaded from a configuration"),
-];
-
-fn refused_property(name: &str, value: &str) -> Result<(), String> {
-    if let Some((_, why)) = OWNED.iter().find(|(owned, _)| *owned == name) {
-        return Err(format!("txrelay sets this property itself ({why}): take it out"));
-    }
-    if name == "security.protocol"
-        || ["ssl.", "sasl.", "https."].iter().any(|p| name.starts_with(p))
-        || name.contains(".ssl.")
-        || name.contains(".sasl.")
-    {
-        return Err("this version does not have TLS and SASL to Kafka yet: take it out".into());
-    }
-    if name.is_empty() || name.contains('\0') || value.contains('\0') {
-        return Err("is not a property".into());
-    }
-    Ok(())
 }
 
 fn transaction_id(w: &mut Written) -> Option<IdRule> {
@@ -341,94 +241,4 @@ fn log(w: &mut Written) -> Option<Log> {
         })
     });
     Some(Log { level: level?, format: format? })
-}
-
-/// Typed access; each is `None` where the value is unusable, and then that is already a problem.
-impl Written {
-    fn text(&mut self, path: &'static str) -> Option<(String, At)> {
-        match self.get(path)? {
-            (Value::Text(text), at) => Some((text, at)),
-            other => unreachable!("{path} is not a text in the table of keys: {other:?}"),
-        }
-    }
-
-    fn parsed<T>(&mut self, path: &'static str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
-        let (text, at) = self.text(path)?;
-        parse(&text).map_err(|problem| self.refuse(path, at, problem)).ok()
-    }
-
-    fn computed(
-        &mut self,
-        path: &'static str,
-        default: Option<String>,
-        parse: impl FnOnce(&str) -> Result<String, String>,
-    ) -> Option<String> {
-        if self.is_written(path) { self.parsed(path, parse) } else { default }
-    }
-
-    fn period(&mut self, path: &'static str) -> Option<(Duration, At)> {
-        match self.get(path)? {
-            (Value::Period(time), at) => Some((time, at)),
-            other => unreachable!("{path} is not a time in the table of keys: {other:?}"),
-        }
-    }
-
-    fn size(&mut self, path: &'static str) -> Option<usize> {
-        match self.get(path)? {
-            (Value::Size(bytes), _) => Some(usize::try_from(bytes).expect("sizes are bounded by the table of keys")),
-            other => unreachable!("{path} is not a size in the table of keys: {other:?}"),
-        }
-    }
-
-    fn count(&mut self, path: &'static str) -> Option<u32> {
-        match self.get(path)? {
-            (Value::Count(n), _) => Some(n),
-            other => unreachable!("{path} is not a number in the table of keys: {other:?}"),
-        }
-    }
-
-    fn switch(&mut self, path: &'static str) -> Option<bool> {
-        match self.get(path)? {
-            (Value::Bool(on), _) => Some(on),
-            other => unreachable!("{path} is not a switch in the table of keys: {other:?}"),
-        }
-    }
-
-    /// `check` gets each entry and those before it. A list that must be written must not be empty.
-    fn list<E: Into<String>>(
-        &mut self,
-        path: &'static str,
-        check: impl Fn(&str, &[String]) -> Result<(), E>,
-    ) -> Option<Vec<String>> {
-        let (Value::List(items), at) = self.get(path)? else { unreachable!("{path} is not a list in the table of keys") };
-        if items.is_empty() && path.starts_with("kafka.") {
-            self.refuse(path, at, "must name at least one");
-        }
-        let mut list: Vec<String> = Vec::new();
-        for (item, at) in items {
-            if let Err(problem) = check(&item, &list) {
-                self.refuse(path, at, problem);
-            }
-            list.push(item);
-        }
-        self.is_good(path).then_some(list)
-    }
-
-    /// `check` gets name, value and the names before.
-    fn table(
-        &mut self,
-        path: &'static str,
-        check: impl Fn(&str, &str, &[String]) -> Result<(), String>,
-    ) -> Option<Vec<(String, String)>> {
-        let (Value::Table(entries), _) = self.get(path)? else { unreachable!("{path} is not a table in the table of keys") };
-        let (mut names, mut list) = (Vec::new(), Vec::new());
-        for (name, value, at) in entries {
-            if let Err(problem) = check(&name, &value, &names) {
-                self.refuse_in(path, &name, at, problem);
-            }
-            names.push(name.clone());
-            list.push((name, value));
-        }
-        self.is_good(path).then_some(list)
-    }
 }

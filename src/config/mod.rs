@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use crate::core::identify::IdRule;
 
+mod access;
 mod http;
+mod kafka;
 pub mod keys;
 mod load;
 mod postgres_url;
@@ -18,11 +20,11 @@ mod problems;
 mod raw;
 mod secret;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod value;
 
 pub use load::load;
-pub use problems::Problems;
+pub use problems::{Problems, visible};
 
 /// A pipeline's whole configuration, checked. INTERFACE.md section 1 names the keys.
 #[derive(Debug, Clone)]

@@ -68,11 +68,14 @@ impl fmt::Display for Problems {
     }
 }
 
-/// Text in which no control character can forge a line or drive a terminal.
-pub(super) fn visible(text: &str) -> String {
+/// Text in which no control character can forge a line, drive a terminal or turn the order of what follows.
+pub fn visible(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+        // Line and paragraph separators, and the marks that write from right to left.
+        let turns =
+            matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if c.is_control() || turns { out.extend(c.escape_default()) } else { out.push(c) }
     }
     out
 }

@@ -49,7 +49,7 @@ impl Claimer {
             recv(self.stop.signal()) -> _ => return Ok(()),
         };
         let mut floor = Floor::default();
-        let mut throttle = Throttle::default();
+        let mut throttle = Throttle::per_minute();
         let mut rest = Duration::ZERO;
         loop {
             // The token is taken before the look: what becomes due during the look leaves another one.

@@ -39,7 +39,7 @@ impl Settler {
             // Stopped before the store was open: then nothing was leased either.
             recv(self.stop.signal()) -> _ => 0,
         };
-        let mut throttle = Throttle::default();
+        let mut throttle = Throttle::per_minute();
         let mut batch = Vec::with_capacity(BATCH);
         while collect(outcomes, &mut batch) {
             self.write(process, &mut batch, &mut throttle)?;

@@ -104,7 +104,7 @@ impl Consumer {
             topics: Topics::new(),
             held: HashMap::new(),
             reading: Reading::default(),
-            throttle: Throttle::default(),
+            throttle: Throttle::per_minute(),
             above_end: HashMap::new(),
             failures: 0,
         }

@@ -1,25 +1,23 @@
-//! placeholder
+//! What keeps the process in order and lets people see into it: threads, signals, metrics, health, logs, the service manager.
+//!
+//! May use `config` and `core`. Never: SQL, Kafka, deliveries.
+
 pub mod exporter;
 pub mod health;
 pub mod instance;
+pub mod logging;
 pub mod metrics;
 pub mod signals;
 pub mod spawn;
 pub mod stop;
-pub mod systemd {
-    #![allow(missing_docs)]
-    pub fn ready() {}
-    pub fn status(_: &str) {}
-    pub fn stopping() {}
-    pub fn extend_timeout(_: std::time::Duration) {}
-}
-pub mod throttle {
-    #![allow(missing_docs)]
-    #[derive(Default)]
-    pub struct Throttle;
-    impl Throttle {
-        pub fn admit(&mut self, _key: &str, _now: std::time::Instant) -> Option<String> {
-            Some(String::new())
-        }
-    }
-}
+pub mod systemd;
+pub mod throttle;
+
+/// The version of this build.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The git revision of this build, `unknown` where the build was not told (`TXRELAY_REVISION`).
+pub const REVISION: &str = match option_env!("TXRELAY_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};

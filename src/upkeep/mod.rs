@@ -62,7 +62,7 @@ impl Upkeep {
     /// Tries until there is a schema that can be used. `None`: told to stop. Only another pipeline's schema, or one that this
     /// version cannot use, ends the process.
     fn open(&mut self) -> anyhow::Result<Option<ProcessId>> {
-        let mut throttle = Throttle::default();
+        let mut throttle = Throttle::per_minute();
         let mut pause = Duration::from_millis(100);
         loop {
             let error = match self.try_open() {
@@ -123,7 +123,7 @@ impl Upkeep {
 
     fn keep(&mut self, process: ProcessId) {
         let began = Instant::now();
-        let mut throttle = Throttle::default();
+        let mut throttle = Throttle::per_minute();
         let mut count_at = Instant::now();
         let mut oldest: Option<Oldest> = None;
         loop {
