@@ -174,8 +174,8 @@ impl Librdkafka {
                 let _ = self.consumer.poll(Duration::ZERO);
             }
         }
-        let told = self.consumer.context().told().detail();
-        let told = told.map_or(String::new(), |t| format!("; librdkafka last said: {t}"));
+        let told = self.consumer.context().told().connection;
+        let told = told.map(|(kind, words)| format!("; {}", errors::sentence(kind, &words, &self.group))).unwrap_or_default();
         SourceError::Request(format!("failed to {what}: {error}{told}"))
     }
 }
