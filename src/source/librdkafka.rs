@@ -9,20 +9,21 @@
 //! so that nothing can be delivered, prefetched or reported out of range.
 
 mod context;
+mod convert;
 mod errors;
 mod settings;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use self::context::{Context, Rebalance};
+use self::convert::{list_of, only_offset, record, shared_name};
 use self::errors::Meaning;
 use super::topic_id;
 use super::{MessageSource, Polled, SourceError, TopicInfo, Watermarks};
@@ -173,8 +174,8 @@ impl Librdkafka {
                 let _ = self.consumer.poll(Duration::ZERO);
             }
         }
-        let told = self.consumer.context().told().detail();
-        let told = told.map_or(String::new(), |t| format!("; librdkafka last said: {t}"));
+        let told = self.consumer.context().told().connection;
+        let told = told.map(|(kind, words)| format!("; {}", errors::sentence(kind, &words, &self.group))).unwrap_or_default();
         SourceError::Request(format!("failed to {what}: {error}{told}"))
     }
 }
@@ -292,8 +293,15 @@ impl MessageSource for Librdkafka {
     }
 
     fn cluster_id(&mut self, timeout: Duration) -> Result<Option<String>, SourceError> {
+        let began = Instant::now();
+        let mut known = topic_id::cluster_id(&self.consumer, Duration::ZERO);
+        if known.is_none() {
+            // Asking for it sends no request; only the answer to another one brings it (librdkafka's own comes after 1 s).
+            let _ = topic_id::describe(&self.consumer, &self.topics, timeout);
+            known = topic_id::cluster_id(&self.consumer, timeout.saturating_sub(began.elapsed()));
+        }
         // Every broker since 0.10.1 has one, and librdkafka answers a timeout with the same "none".
-        match self.consumer.client().fetch_cluster_id(timeout) {
+        match known {
             Some(id) => Ok(Some(id)),
             None => Err(self.request_failed("learn the cluster's id", format_args!("no answer within {timeout:?}"))),
         }
@@ -364,36 +372,4 @@ impl Drop for Librdkafka {
         }
         self.consumer.context().close();
     }
-}
-
-/// The record's own bytes, and nothing else, are copied.
-fn record(message: &BorrowedMessage<'_>, topics: &[Arc<str>]) -> Record {
-    Record {
-        at: TopicPartition { topic: shared_name(topics, message.topic()), partition: message.partition() },
-        offset: message.offset(),
-        timestamp_ms: message.timestamp().to_millis(),
-        key: message.key().map(<[u8]>::to_vec),
-        value: message.payload().map(<[u8]>::to_vec),
-        headers: topic_id::headers(message),
-    }
-}
-
-fn shared_name(topics: &[Arc<str>], name: &str) -> Arc<str> {
-    topics.iter().find(|t| &***t == name).cloned().unwrap_or_else(|| Arc::from(name))
-}
-
-fn list_of(partitions: &[TopicPartition]) -> TopicPartitionList {
-    let mut list = TopicPartitionList::with_capacity(partitions.len());
-    for p in partitions {
-        list.add_partition(&p.topic, p.partition);
-    }
-    list
-}
-
-/// The offset of a list of one.
-fn only_offset(list: &TopicPartitionList) -> KafkaResult<Offset> {
-    let elements = list.elements();
-    let element = elements.first().ok_or(KafkaError::NoMessageReceived)?;
-    element.error()?;
-    Ok(element.offset())
 }

@@ -1,8 +1,9 @@
-//! The one place for `unsafe`: two things that librdkafka can do and the safe interface of rdkafka 0.39 cannot.
+//! The one place for `unsafe`: what librdkafka can do and the safe interface of rdkafka 0.39 cannot.
 //!
 //! - Topic ids. A topic deleted and created again is noticed by nothing else: offsets go on as if it were the old one.
 //! - Headers whose names are not UTF-8. rdkafka unwraps the conversion: one such header would end the consumer thread, at
 //!   every restart again.
+//! - The cluster's id without a leak: rdkafka never frees the copy that it is given, and this one is asked for ever.
 
 #![allow(unsafe_code)]
 
@@ -119,6 +120,22 @@ unsafe fn topic_info(topic: &Arc<str>, found: *const rd::rd_kafka_TopicDescripti
         // Brokers before 2.8 know no ids; librdkafka then gives zeros.
         let id = Some(id).filter(|id| !id.is_nil());
         Ok(TopicInfo { topic: Arc::clone(topic), id, partitions: i32::try_from(count).ok() })
+    }
+}
+
+/// The cluster's id as the last answer of any broker said it; waits for one up to `timeout`, and asks nothing itself.
+pub(super) fn cluster_id<C: ConsumerContext>(consumer: &BaseConsumer<C>, timeout: Duration) -> Option<String> {
+    let client = consumer.client().native_ptr();
+    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: `client` lives as long as `consumer`; the string is ours, is copied, and is freed once by librdkafka's `free`.
+    unsafe {
+        let id = rd::rd_kafka_clusterid(client, timeout_ms);
+        if id.is_null() {
+            return None;
+        }
+        let copy = text(id);
+        rd::rd_kafka_mem_free(client, id.cast());
+        Some(copy)
     }
 }
 

@@ -42,13 +42,6 @@ pub(super) struct Told {
     pub(super) connection: Option<(TroubleKind, String)>,
 }
 
-impl Told {
-    /// What was said about a connection.
-    pub(super) fn detail(self) -> Option<String> {
-        self.connection.map(|(_, text)| text)
-    }
-}
-
 #[derive(Default)]
 struct Seen {
     rebalances: VecDeque<Rebalance>,

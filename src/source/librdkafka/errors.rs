@@ -60,7 +60,13 @@ fn trouble(code: Code, told: &Told, group: &str) -> Trouble {
             (kind, words) = (*before, text.as_str());
         }
     }
-    let text = match kind {
+    let named = format!("{words} ({code})");
+    Trouble { kind, text: sentence(kind, if kind == TroubleKind::Other { &named } else { words }, group) }
+}
+
+/// librdkafka's words, and what may be the matter.
+pub(super) fn sentence(kind: TroubleKind, words: &str, group: &str) -> String {
+    match kind {
         TroubleKind::Connection => format!(
             "no connection to a broker: {words}; is the broker up and kafka.brokers right, and does that port speak what is \
              configured here (plain, TLS, SASL)?"
@@ -80,9 +86,8 @@ fn trouble(code: Code, told: &Told, group: &str) -> Trouble {
             format!("not permitted: {words}; this user needs READ and DESCRIBE on the topics, and READ on the group {group}")
         }
         TroubleKind::UnknownTopic => format!("a topic or partition is not there: {words}; kafka.topics names it"),
-        TroubleKind::Other => format!("{words} ({code})"),
-    };
-    Trouble { kind, text }
+        TroubleKind::Other => words.to_owned(),
+    }
 }
 
 /// By code alone.
