@@ -7,6 +7,15 @@ use std::time::Duration;
 
 use crate::core::outcome::Sent;
 
+mod connection;
+mod failure;
+mod request;
+mod resolver;
+mod transport;
+
+pub use crate::core::outcome::FailureKind;
+pub use transport::Service;
+
 /// What is delivered: a stored transaction and which attempt this is. Borrowed from the claimed row.
 #[derive(Debug, Clone)]
 pub struct Delivery<'a> {
@@ -61,5 +70,3 @@ pub trait Transport: Send {
     /// reset before any byte of the answer. Never panics on what the service does.
     fn send(&mut self, delivery: &Delivery<'_>) -> Answer;
 }
-
-pub use crate::core::outcome::FailureKind;

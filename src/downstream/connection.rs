@@ -1,0 +1,141 @@
+//! Connections that say what happened on them.
+//!
+//! ureq does not tell whether a request went over a pooled connection, whether any of it was sent, or whether any of the
+//! answer came. Those three decide about `sent` and about the one resend, so the outermost layer of each connection
+//! notes them.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use ureq::Error;
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NativeTlsConnector, NextTimeout, Transport};
+
+use super::resolver::Addresses;
+
+/// What has happened since the request in hand began. One per agent; an agent is used by one thread, so the order of
+/// memory does not matter.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// A connection was asked for, not taken from the pool.
+    pub(super) fresh: AtomicBool,
+    /// Bytes of the request may have left.
+    pub(super) wrote: AtomicBool,
+    /// The connection broke while the request was being written.
+    pub(super) cut: AtomicBool,
+    /// Bytes of an answer have come.
+    pub(super) read: AtomicBool,
+}
+
+impl Watch {
+    /// For a new request.
+    pub(super) fn reset(&self) {
+        for flag in [&self.fresh, &self.wrote, &self.cut, &self.read] {
+            flag.store(false, Relaxed);
+        }
+    }
+}
+
+/// First link of the chain: it runs only when a new connection is made, and before anything is.
+#[derive(Debug)]
+pub(super) struct NoteFresh(pub(super) Arc<Watch>);
+
+impl Connector<()> for NoteFresh {
+    type Out = ();
+
+    fn connect(&self, _: &ConnectionDetails, _: Option<()>) -> Result<Option<()>, Error> {
+        self.0.fresh.store(true, Relaxed);
+        Ok(None)
+    }
+}
+
+/// One TLS set-up for all workers: loading the system's roots takes milliseconds and megabytes.
+#[derive(Debug, Clone)]
+pub(super) struct SharedTls(pub(super) Arc<NativeTlsConnector>);
+
+impl<In: Transport> Connector<In> for SharedTls {
+    type Out = <NativeTlsConnector as Connector<In>>::Out;
+
+    fn connect(&self, details: &ConnectionDetails, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
+        self.0.connect(details, chained)
+    }
+}
+
+/// Last link of the chain.
+#[derive(Debug)]
+pub(super) struct Watching {
+    pub(super) watch: Arc<Watch>,
+    pub(super) addresses: Addresses,
+}
+
+impl<In: Transport> Connector<In> for Watching {
+    type Out = Watched<In>;
+
+    fn connect(&self, _: &ConnectionDetails, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
+        Ok(chained.map(|inner| Watched {
+            inner,
+            watch: Arc::clone(&self.watch),
+            generation: self.addresses.generation(),
+            addresses: self.addresses.clone(),
+            cut: false,
+        }))
+    }
+}
+
+/// A connection under watch.
+pub(super) struct Watched<T> {
+    inner: T,
+    watch: Arc<Watch>,
+    addresses: Addresses,
+    generation: u64,
+    cut: bool,
+}
+
+impl<T: Transport> Transport for Watched<T> {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.inner.buffers()
+    }
+
+    /// A service may answer, 413 for one, and close before it has read the whole request. Then writing fails while the
+    /// answer lies in the socket, so a broken write is only noted: what can be read decides.
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        if self.cut {
+            return Ok(());
+        }
+        if amount > 0 {
+            self.watch.wrote.store(true, Relaxed);
+        }
+        match self.inner.transmit_output(amount, timeout) {
+            Err(Error::Io(e)) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                self.cut = true;
+                self.watch.cut.store(true, Relaxed);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        let came = self.inner.await_input(timeout)?;
+        if came {
+            self.watch.read.store(true, Relaxed);
+        }
+        Ok(came)
+    }
+
+    /// Asked before a connection goes into the pool and before it comes out again.
+    fn is_open(&mut self) -> bool {
+        !self.cut && self.generation == self.addresses.generation() && self.inner.is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.inner.is_tls()
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Watched<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
