@@ -3,7 +3,7 @@
 //! Main owns the stoppers; dropping one is the broadcast to its group. Any thread's end ends the process.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, select, unbounded};
@@ -19,7 +19,8 @@ use crate::ops::metrics::{Identity, Metrics};
 use crate::ops::signals::{self, Asked};
 use crate::ops::spawn::{Exit, spawn};
 use crate::ops::stop::{Stopper, group};
-use crate::ops::{exporter, systemd};
+use crate::ops::throttle::Throttle;
+use crate::ops::{VERSION, exporter, systemd};
 use crate::source::{self, TroubleKind};
 use crate::store::{ERROR_KINDS, LeaseTime, Link, Pool, Room};
 use crate::upkeep::Upkeep;
@@ -42,8 +43,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let mut running = start(&config)?;
     systemd::ready();
-    log::info!(pipeline = config.name.as_str(); "txrelay {} relays {} to {}", env!("CARGO_PKG_VERSION"),
-        config.kafka.topics.join(", "), host(&config.downstream.url));
+    log::info!(pipeline = config.name.as_str(); "txrelay {} relays {} to {}", VERSION,
+        config.kafka.topics.join(", "), config.downstream.origin());
     let mut last_words = String::new();
     let failed = loop {
         select! {
@@ -142,6 +143,7 @@ fn start(config: &Arc<Config>) -> anyhow::Result<Running> {
         give_up_after: config.retry.give_up_after,
         probe_cap: config.gate.probe_cap,
     };
+    let said = Arc::new(Mutex::new(Throttle::per_minute()));
     for n in 0..config.downstream.workers {
         let worker = Worker {
             transport: service.transport(),
@@ -149,6 +151,7 @@ fn start(config: &Arc<Config>) -> anyhow::Result<Running> {
             room: room.clone(),
             policy,
             metrics: metrics.clone(),
+            said: said.clone(),
             stop: stop_intake.clone(),
         };
         let (handoff, outcomes) = (flow.handoff.1.clone(), flow.outcomes.0.clone());
@@ -255,10 +258,4 @@ fn dump(running: &Running) {
         running.metrics.requests_in_flight.get(),
         threads.join(" ")
     );
-}
-
-/// Scheme and host of a URL: never the whole of it in the log.
-fn host(url: &str) -> &str {
-    let start = url.find("://").map_or(0, |at| at + 3);
-    url[start..].find(['/', '?']).map_or(url, |end| &url[..start + end])
 }

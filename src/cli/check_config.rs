@@ -54,7 +54,7 @@ fn summary(config: &Config) -> String {
     };
     line(
         "sends to",
-        format!("{method} {}, {} at once, {} each", origin(&downstream.url), downstream.workers, time(downstream.timeout)),
+        format!("{method} {}, {} at once, {} each", downstream.origin(), downstream.workers, time(downstream.timeout)),
     );
     let (base, cap) = (time(retry.base), time(retry.cap));
     line("retries", format!("after {base}, up to {cap} apart, {} of own failures at most", time(retry.give_up_after)));
@@ -89,13 +89,6 @@ fn database(client: &postgres::Config) -> String {
         Some(name) => format!("{} database {name}", hosts.join(", ")),
         None => hosts.join(", "),
     }
-}
-
-/// Scheme, host and port.
-fn origin(url: &str) -> &str {
-    let host = url.find("://").map_or(0, |n| n + 3);
-    let end = url[host..].find(['/', '?']).map_or(url.len(), |n| host + n);
-    &url[..end]
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{self, Config};
 use crate::ops::{REVISION, VERSION};
+use crate::store::{Role, Session, StoreError};
 
 mod check_config;
 mod migrate;
@@ -178,6 +179,22 @@ fn load(file: &Path, sets: &[String]) -> Result<Config, Exit> {
         complain(&problems.to_string());
         Exit::Config
     })
+}
+
+/// A session of a command on the pipeline's schema.
+fn connect(config: &Config, role: &'static str) -> Result<Session, StoreError> {
+    Session::connect(&config.postgres, &Role { pipeline: config.name.clone(), role })
+}
+
+/// Says what failed in PostgreSQL, and which exit code that is.
+fn store_failed(error: &StoreError) -> Exit {
+    complain(&format!("txrelay: PostgreSQL: {error}"));
+    match error {
+        StoreError::Connection(_) => Exit::Unreachable,
+        StoreError::Unusable(_) => Exit::Config,
+        StoreError::NotPermitted(_) => Exit::NotPermitted,
+        _ => Exit::Failed,
+    }
 }
 
 /// Data, for stdout. A closed pipe (`| head`) is no failure of ours.

@@ -1,16 +1,134 @@
-//! `status`: how the pipeline stands.
+//! `status`: how the pipeline stands, out of PostgreSQL, so that it works while the daemon is down.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{Exit, complain, load};
+use serde_json::json;
 
-/// One screen, or one JSON object.
-pub(super) fn status(file: &Path, sets: &[String], _json: bool) -> Exit {
-    match load(file, sets) {
-        Ok(_config) => {
-            complain("status: not built yet");
-            Exit::Failed
+use super::{Exit, connect, load, say, store_failed};
+use crate::core::ledger::Counter;
+use crate::store::{ProcessRow, SchemaState, Status, StoreError, schema_state, status as read};
+
+/// One screen, or one JSON object. Exit status 1 when something stands still or a process is silent.
+pub(super) fn status(file: &Path, sets: &[String], as_json: bool) -> Exit {
+    let config = match load(file, sets) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    let found = connect(&config, "status").and_then(|mut session| {
+        if schema_state(&mut session)? != SchemaState::Ready {
+            let schema = &config.postgres.schema;
+            return Err(StoreError::Other(format!("schema {schema} is not there or not up to date: run `txrelay migrate`")));
         }
-        Err(exit) => exit,
+        read(&mut session)
+    });
+    let status = match found {
+        Ok(status) => status,
+        Err(error) => return store_failed(&error),
+    };
+    let text = if as_json { in_json(&config.name, &status) } else { on_a_screen(&config.name, &status) };
+    say(text.trim_end());
+    let all_well = !status.processes.is_empty() && status.processes.iter().all(|p| !p.is_silent() && p.stalled.is_empty());
+    if all_well { Exit::Done } else { Exit::Failed }
+}
+
+fn states(status: &Status) -> [(&'static str, i64); 6] {
+    let gauges = &status.gauges;
+    [
+        ("pending", gauges.pending),
+        ("in_flight", gauges.in_flight),
+        ("retrying", gauges.retrying),
+        ("delivered", gauges.counters.get(&Counter::Delivered.code()).copied().unwrap_or(0)),
+        ("dead", gauges.dead),
+        ("resolved", gauges.resolved),
+    ]
+}
+
+fn on_a_screen(name: &str, status: &Status) -> String {
+    let mut out = format!("pipeline {name}\n");
+    let mut line = |what: &str, text: String| {
+        let _ = writeln!(out, "  {what:<12} {text}");
+    };
+    for (state, n) in states(status) {
+        line(state, format!("{n:>12}"));
+    }
+    line("rejected", format!("{:>12} unresolved", status.gauges.rejected_unresolved));
+    if let Some(age) = status.gauges.oldest_open_age {
+        line("oldest", format!("{} open", ago(age)));
+    }
+    if let Some(age) = status.gauges.oldest_due_age {
+        line("", format!("{} due", ago(age)));
+    }
+    if status.gauges.paused {
+        line("paused", "delivering is paused".to_owned());
+    }
+    for process in &status.processes {
+        line("process", describe(process));
+    }
+    if status.processes.is_empty() {
+        line("process", "none: txrelay does not run (systemctl status 'txrelay@*')".to_owned());
+    }
+    for p in &status.positions {
+        let life = if p.incarnation == 0 { String::new() } else { format!(", life {}", p.incarnation + 1) };
+        let skipped = if p.skipped == 0 { String::new() } else { format!(", {} skipped", p.skipped) };
+        line("position", format!("{}/{} at {}{skipped}{life}, moved {} ago", p.topic, p.partition, p.next_offset, ago(p.age)));
+    }
+    out
+}
+
+fn describe(process: &ProcessRow) -> String {
+    let ProcessRow { id, host, pid, version, silent, in_flight, status, .. } = process;
+    if process.is_silent() {
+        return format!(
+            "{id} on {host} (pid {pid}, {version}) is silent since {}: it has died, or cannot reach PostgreSQL",
+            ago(*silent)
+        );
+    }
+    format!("{id} on {host} (pid {pid}, {version}), {in_flight} in flight: {status}")
+}
+
+fn in_json(name: &str, status: &Status) -> String {
+    let states: serde_json::Map<String, serde_json::Value> =
+        states(status).into_iter().map(|(state, n)| (state.to_owned(), n.into())).collect();
+    let process = |p: &ProcessRow| {
+        json!({ "id": p.id, "host": p.host, "pid": p.pid, "version": p.version, "silent_seconds": p.silent,
+            "in_flight": p.in_flight, "stalled": p.stalled, "status": p.status })
+    };
+    let position = |p: &crate::store::PositionRow| {
+        json!({ "topic": p.topic, "partition": p.partition, "incarnation": p.incarnation, "next_offset": p.next_offset,
+            "skipped": p.skipped, "moved_seconds_ago": p.age })
+    };
+    json!({
+        "pipeline": name,
+        "transactions": states,
+        "rejected_unresolved": status.gauges.rejected_unresolved,
+        "oldest_open_age_seconds": status.gauges.oldest_open_age,
+        "oldest_due_age_seconds": status.gauges.oldest_due_age,
+        "paused": status.gauges.paused,
+        "processes": status.processes.iter().map(process).collect::<Vec<_>>(),
+        "positions": status.positions.iter().map(position).collect::<Vec<_>>(),
+    })
+    .to_string()
+}
+
+/// Seconds for people: two units at most.
+fn ago(seconds: f64) -> String {
+    let s = seconds.max(0.0) as u64;
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{} min {} s", s / 60, s % 60),
+        3600..86_400 => format!("{} h {} min", s / 3600, s % 3600 / 60),
+        _ => format!("{} d {} h", s / 86_400, s % 86_400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_have_two_units_at_most() {
+        let shown: Vec<String> = [0.4, 61.0, 3_660.0, 90_000.0, -1.0].map(ago).to_vec();
+        assert_eq!(shown, ["0 s", "1 min 1 s", "1 h 1 min", "1 d 1 h", "0 s"]);
     }
 }

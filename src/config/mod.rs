@@ -167,6 +167,15 @@ pub struct Downstream {
     pub keep_answer: usize,
 }
 
+impl Downstream {
+    /// Scheme, host and port of the URL: what may be shown. Its path and query may hold a secret.
+    pub fn origin(&self) -> &str {
+        let host = self.url.find("://").map_or(0, |n| n + 3);
+        let end = self.url[host..].find(['/', '?']).map_or(self.url.len(), |n| host + n);
+        &self.url[..end]
+    }
+}
+
 /// `[retry]`
 #[derive(Debug, Clone, Copy)]
 pub struct Retry {

@@ -1,6 +1,6 @@
 //! A worker: takes a leased delivery, sends it, says what came of it. Holds no connection to PostgreSQL.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -13,6 +13,7 @@ use crate::core::text::{ERROR_MAX, clean_text};
 use crate::downstream::{Answer, Delivery, Transport};
 use crate::ops::metrics::Metrics;
 use crate::ops::stop::Stop;
+use crate::ops::throttle::Throttle;
 use crate::store::{Leased, Room, Settled, Settlement, Tried};
 
 /// One of the pool.
@@ -27,6 +28,8 @@ pub struct Worker {
     pub policy: Policy,
     /// Series.
     pub metrics: Metrics,
+    /// What was said lately; shared by all workers.
+    pub said: Arc<Mutex<Throttle>>,
     /// Told to stop, it finishes the request in hand and gives the rest back.
     pub stop: Stop,
 }
@@ -99,11 +102,19 @@ impl Worker {
             Next::Again { delay, spend } => Settled::Failed { tried, delay, spend },
             Next::Dead { reason } => {
                 self.metrics.dead_total.with_label_values(&[reason.label()]).inc();
-                log::error!(id = leased.transaction_id.as_str(), attempt = leased.attempt, reason = reason.label(), status = status.as_str();
-                    "transaction {} is dead ({}, attempt {}, status {status}): a person has to decide", leased.transaction_id, reason.label(), leased.attempt);
+                self.say_dead(leased, reason.label(), &status);
                 Settled::Died { tried, reason: reason.label() }
             }
         }
+    }
+
+    /// A line a minute for each reason: table `dead` has them all, and a service that refuses everything must not fill a disk.
+    fn say_dead(&self, leased: &Leased, reason: &'static str, status: &str) {
+        let note = self.said.lock().unwrap_or_else(PoisonError::into_inner).admit(reason, Instant::now());
+        let Some(note) = note else { return };
+        let (id, attempt) = (leased.transaction_id.as_str(), leased.attempt);
+        log::error!(id = id, attempt = attempt, reason = reason, status = status;
+            "transaction {id} is dead ({reason}, attempt {attempt}, status {status}): a person has to decide{note}");
     }
 }
 

@@ -248,8 +248,9 @@ impl Consumer {
         }
     }
 
-    fn count(&self, batch: &Batch, done: &Ingested) {
-        let count = |at: &TopicPartition, result: &str| self.metrics.records_total.with_label_values(&[&at.topic, result]).inc();
+    fn count(&mut self, batch: &Batch, done: &Ingested) {
+        let records_total = self.metrics.records_total.clone();
+        let count = |at: &TopicPartition, result: &str| records_total.with_label_values(&[&at.topic, result]).inc();
         for (place, ..) in &done.new {
             count(&batch.candidates[*place].record.at, "ingested");
         }
@@ -259,17 +260,24 @@ impl Consumer {
         for (reason, at, offset) in &done.rejected {
             count(at, "rejected");
             self.metrics.rejected_total.with_label_values(&[reason]).inc();
-            if *reason == "conflict" {
-                log::error!(topic = &*at.topic, partition = at.partition, offset = *offset;
-                    "conflict: {}/{}/{offset} repeats a known transaction_id with other bytes; it is kept in table rejected", at.topic, at.partition);
-            } else {
-                log::warn!(topic = &*at.topic, partition = at.partition, offset = *offset, reason = *reason;
-                    "rejected {}/{}/{offset}: {reason}; its bytes are kept in table rejected", at.topic, at.partition);
-            }
+            self.say_rejected(reason, at, *offset);
         }
         let rows = batch.candidates.len() + batch.rejects.len();
         if rows > 0 {
             self.metrics.batch_rows.with_label_values(&["ingest"]).observe(rows as f64);
+        }
+    }
+
+    /// A line a minute for each reason: table `rejected` has them all, and a producer gone wrong must not fill a disk.
+    fn say_rejected(&mut self, reason: &'static str, at: &TopicPartition, offset: i64) {
+        let Some(note) = self.throttle.admit(reason, Instant::now()) else { return };
+        let (topic, partition) = (&*at.topic, at.partition);
+        if reason == "conflict" {
+            log::error!(topic = topic, partition = partition, offset = offset;
+                "conflict: {topic}/{partition}/{offset} repeats a known transaction_id with other bytes; both are kept, it in table rejected{note}");
+        } else {
+            log::warn!(topic = topic, partition = partition, offset = offset, reason = reason;
+                "rejected {topic}/{partition}/{offset}: {reason}; its bytes are kept in table rejected{note}");
         }
     }
 }

@@ -57,5 +57,5 @@ fn checks(health: &Health) -> String {
 }
 
 fn landing(health: &Health) -> String {
-    format!("txrelay {}\n{}\n\n/metrics /livez /readyz\n", env!("CARGO_PKG_VERSION"), health.words())
+    format!("txrelay {}\n{}\n\n/metrics /livez /readyz\n", super::VERSION, health.words())
 }

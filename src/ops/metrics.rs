@@ -134,11 +134,7 @@ impl Metrics {
     /// All series, at 0, with every label combination that is known beforehand.
     pub fn new(identity: Identity<'_>) -> Self {
         let r = Registrar(Registry::new());
-        r.info(
-            "build_info",
-            "The build that runs.",
-            &[("version", env!("CARGO_PKG_VERSION")), ("revision", option_env!("TXRELAY_REVISION").unwrap_or("unknown"))],
-        );
+        r.info("build_info", "The build that runs.", &[("version", super::VERSION), ("revision", super::REVISION)]);
         r.info(
             "pipeline_info",
             "The pipeline that it runs.",

@@ -20,13 +20,16 @@ pub enum StoreError {
     /// The schema cannot be used by this version or belongs to another pipeline: exit 78.
     #[error("{0}")]
     Unusable(String),
-    /// An administrator has to do something (privilege, missing table, disk full); try again later.
+    /// The role lacks a privilege; an administrator may grant it.
+    #[error("{0}")]
+    NotPermitted(String),
+    /// An administrator has to do something (missing table, disk full); try again later.
     #[error("{0}")]
     Other(String),
 }
 
 /// Kinds of [`StoreError`] as the label of `postgres_errors_total`.
-pub const ERROR_KINDS: [&str; 6] = ["connection", "busy", "value", "fenced", "unusable", "other"];
+pub const ERROR_KINDS: [&str; 7] = ["connection", "busy", "value", "fenced", "unusable", "not_permitted", "other"];
 
 impl StoreError {
     /// For the label of `postgres_errors_total`.
@@ -37,6 +40,7 @@ impl StoreError {
             Self::Value(_) => "value",
             Self::Fenced(_) => "fenced",
             Self::Unusable(_) => "unusable",
+            Self::NotPermitted(_) => "not_permitted",
             Self::Other(_) => "other",
         }
     }
@@ -67,6 +71,7 @@ fn by_code(code: &SqlState, text: String) -> StoreError {
         c if c.starts_with("08") || c.starts_with("28") || c.starts_with("3D") => StoreError::Connection(text),
         // Data exceptions, and what exceeds a limit (a btree row too large).
         c if c.starts_with("22") || c == "54000" => StoreError::Value(text),
+        "42501" => StoreError::NotPermitted(text),
         _ => StoreError::Other(text),
     }
 }
@@ -103,7 +108,8 @@ mod tests {
             (&["40P01", "40001", "55P03", "57014"][..], "busy"),
             (&["57P01", "57P03", "08006", "08001", "28P01", "28000", "3D000", "53300", "25006"][..], "connection"),
             (&["22021", "22P05", "22001", "54000"][..], "value"),
-            (&["42501", "42P01", "53100", "XX000"][..], "other"),
+            (&["42501"][..], "not_permitted"),
+            (&["42P01", "53100", "XX000"][..], "other"),
         ] {
             for code in codes {
                 assert_eq!(kind(code), expected, "{code}");

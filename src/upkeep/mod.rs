@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::core::ledger::{Counter, Ledger};
+use crate::ops::VERSION;
 use crate::ops::health::Health;
 use crate::ops::metrics::{Metrics, unix_seconds};
 use crate::ops::stop::{ExitWith, Stop};
@@ -116,7 +117,7 @@ impl Upkeep {
         session.register(&Registration {
             instance: self.instance,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            version: env!("CARGO_PKG_VERSION"),
+            version: VERSION,
             lease: config.postgres.lease,
         })
     }

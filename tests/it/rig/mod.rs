@@ -125,14 +125,16 @@ impl Topic {
     pub fn new(partitions: i32) -> Self {
         let name = unique("it");
         bed(&["topic", "--brokers", &bootstrap(), "--create", &name, "--partitions", &partitions.to_string()]);
-        let producer = ClientConfig::new().set("bootstrap.servers", bootstrap()).set("linger.ms", "5").create().expect("a producer");
+        let producer =
+            ClientConfig::new().set("bootstrap.servers", bootstrap()).set("linger.ms", "5").create().expect("a producer");
         Self { name, producer }
     }
 
     /// Writes values in order, spread over partitions by `i`, and waits until Kafka has them.
     pub fn produce<'a>(&self, values: impl IntoIterator<Item = &'a [u8]>) {
         for (i, value) in values.into_iter().enumerate() {
-            let record = BaseRecord::to(&self.name).key(&format!("{i}")[..]).payload(value);
+            let key = i.to_string();
+            let record = BaseRecord::to(&self.name).key(&key).payload(value);
             self.producer.send(record).map_err(|(e, _)| e).expect("queued");
             self.producer.poll(Duration::ZERO);
         }
@@ -162,11 +164,22 @@ pub struct Relay {
     pub schema: String,
     metrics: String,
     config: String,
+    sets: Vec<String>,
     child: Option<Killed>,
     runs: usize,
 }
 
 impl Relay {
+    /// `--set` for every run from now on.
+    pub fn set(&mut self, key_value: &str) {
+        self.sets.push(key_value.to_owned());
+    }
+
+    /// Takes `kafka.start` out of the file.
+    pub fn unset_start(&mut self) {
+        self.config = self.config.replace("start = \"earliest\"\n", "");
+    }
+
     /// From `topic` to `ledger`. `more` is TOML that is added: whole tables, or keys of `[downstream]` first.
     pub fn new(topic: &str, ledger: &str, more: &str) -> Self {
         Self::with(topic, ledger, &postgres_url(), more)
@@ -184,7 +197,7 @@ impl Relay {
              \"{postgres}\"\n[metrics]\nlisten = \"{free}\"\n[log]\nformat = \"text\"\n[downstream]\nurl = \"{ledger}\"\n{more}\n",
             bootstrap()
         );
-        Self { name, directory, schema, metrics: free.to_string(), config, child: None, runs: 0 }
+        Self { name, directory, schema, metrics: free.to_string(), config, sets: Vec::new(), child: None, runs: 0 }
     }
 
     pub fn config_file(&self) -> PathBuf {
@@ -195,7 +208,9 @@ impl Relay {
     pub fn command(&self, args: &[&str]) -> Command {
         std::fs::write(self.config_file(), &self.config).expect("the configuration is written");
         let mut command = Command::new(env!("CARGO_BIN_EXE_txrelay"));
-        command.arg("-c").arg(self.config_file()).args(args).env("STATE_DIRECTORY", self.directory.join("state")).stdin(Stdio::null());
+        command.arg("-c").arg(self.config_file()).args(args);
+        self.sets.iter().for_each(|set| drop(command.args(["--set", set])));
+        command.env("STATE_DIRECTORY", self.directory.join("state")).stdin(Stdio::null());
         command
     }
 
@@ -203,7 +218,8 @@ impl Relay {
         assert!(self.child.is_none(), "one daemon at a time");
         self.runs += 1;
         let log = std::fs::File::create(self.log_file()).expect("a log file");
-        let child = self.command(&["run"]).stdout(log.try_clone().expect("a handle")).stderr(log).spawn().expect("the daemon starts");
+        let child =
+            self.command(&["run"]).stdout(log.try_clone().expect("a handle")).stderr(log).spawn().expect("the daemon starts");
         self.child = Some(Killed(child));
         self
     }

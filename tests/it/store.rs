@@ -1,0 +1,446 @@
+//! What the store promises, on a real PostgreSQL, with a schema per test.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use txrelay::config;
+use txrelay::core::outcome::{Outcome, Sent};
+use txrelay::core::record::{Record, TopicPartition};
+use txrelay::store::{
+    Advance, Batch, Candidate, Claimant, Floor, Ingested, LeaseTime, Leased, Pool, Reject, Role, Room, SchemaState, Session,
+    Settled, Settlement, StoreError, Topics, Tried, Writer, ensure_pipeline, migrate, print_sql, schema_state,
+};
+
+use crate::rig::{postgres_url, unique};
+
+const LEASE: Duration = Duration::from_secs(60);
+const TIME: LeaseTime = LeaseTime { lease: LEASE, timeout: Duration::from_secs(15) };
+
+/// A migrated schema, and what a consumer needs to write to it.
+struct Store {
+    session: Session,
+    config: config::Postgres,
+    topics: Topics,
+    topic: Arc<str>,
+    room: Arc<Room>,
+    position: i64,
+    epoch: i64,
+}
+
+fn postgres(schema: &str) -> config::Postgres {
+    config::Postgres {
+        client: postgres_url().parse().expect("a DSN"),
+        schema: schema.to_owned(),
+        migrate: true,
+        lease: LEASE,
+        pool_size: 2,
+    }
+}
+
+fn role() -> Role {
+    Role { pipeline: "it".to_owned(), role: "test" }
+}
+
+impl Store {
+    fn new() -> Self {
+        let config = postgres(&unique("it_store"));
+        let mut session = Session::connect(&config, &role()).expect("PostgreSQL answers");
+        migrate(&mut session, &config.schema).expect("migrated");
+        let mut session = Session::connect(&config, &role()).expect("PostgreSQL answers");
+        ensure_pipeline(&mut session, "it").expect("ours");
+        let topic: Arc<str> = Arc::from("payments");
+        let topics = session.topics(std::slice::from_ref(&topic)).expect("numbered");
+        let at = TopicPartition { topic: topic.clone(), partition: 0 };
+        let owned = session.own(1, &[(at, 0, None)]).expect("owned");
+        let room = Room::new(64, TIME);
+        (0..500).for_each(|_| room.observe(Duration::from_millis(1)));
+        Self { session, config, topics, topic, room, position: 0, epoch: owned[0].epoch }
+    }
+
+    fn at(&self) -> TopicPartition {
+        TopicPartition { topic: self.topic.clone(), partition: 0 }
+    }
+
+    /// Records as they would be read next.
+    fn records(&mut self, values: &[(&str, &str)]) -> Vec<Candidate> {
+        let at = self.at();
+        let candidate = |(i, (id, value)): (usize, &(&str, &str))| Candidate {
+            transaction_id: (*id).to_owned(),
+            record: Record {
+                at: at.clone(),
+                offset: self.position + i as i64,
+                timestamp_ms: Some(1_700_000_000_000),
+                key: None,
+                value: Some(value.as_bytes().to_vec()),
+                headers: vec![("traceparent".to_owned(), Some(b"00-1".to_vec()))],
+            },
+            incarnation: 0,
+        };
+        values.iter().enumerate().map(candidate).collect()
+    }
+
+    fn batch(&mut self, candidates: Vec<Candidate>, rejects: Vec<Reject>, lease: Option<i64>) -> Batch {
+        let new = self.position + (candidates.len() + rejects.len()) as i64;
+        let advance = Advance { at: self.at(), epoch: self.epoch, expected: self.position, new, skipped: 0 };
+        Batch { candidates, rejects, advances: vec![advance], lease }
+    }
+
+    fn writer(&self) -> Writer {
+        Writer { process: 1, lease: LEASE }
+    }
+
+    fn ingest(&mut self, batch: &Batch) -> Result<Ingested, StoreError> {
+        let (writer, topics) = (self.writer(), self.topics.clone());
+        let done = self.session.ingest(writer, &topics, batch)?;
+        self.position = batch.advances[0].new;
+        Ok(done)
+    }
+
+    /// Stores transactions and returns what came of them.
+    fn store(&mut self, values: &[(&str, &str)], lease: Option<i64>) -> Ingested {
+        let candidates = self.records(values);
+        let batch = self.batch(candidates, Vec::new(), lease);
+        self.ingest(&batch).expect("stored")
+    }
+
+    fn claim(&mut self, lease: i64) -> Vec<Leased> {
+        let room = self.room.reserve_rows(500).expect("room");
+        let who = Claimant { process: 1, lease, time: TIME };
+        self.session.claim(500, who, None, room).expect("claimed").0.rows
+    }
+
+    fn settle(&mut self, id: i64, lease: i64, attempt: i32, what: Settled) -> usize {
+        self.session.settle(1, &[Settlement { id, lease, attempt, what }]).expect("settled")
+    }
+
+    fn number(&mut self, query: &str) -> i64 {
+        self.session.client().query_one(query, &[]).expect("answers").get(0)
+    }
+
+    fn state(&mut self, id: &str) -> String {
+        let row = self.session.client().query_one("select state from transaction_status where transaction_id = $1", &[&id]);
+        row.expect("known").get(0)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let schema = self.config.schema.clone();
+        let _ = self.session.client().batch_execute(&format!("drop schema \"{schema}\" cascade"));
+    }
+}
+
+fn tried(outcome: Outcome, status: u16) -> Tried {
+    Tried { outcome, status: Some(status), sent: Sent::Yes, latency: Duration::from_millis(5), error: Some("said so".to_owned()) }
+}
+
+#[test]
+fn every_statement_prepares() {
+    let mut store = Store::new();
+    assert!(store.session.prepare_everything().expect("all of sql/statements") > 25);
+}
+
+#[test]
+fn every_file_of_sql_is_compiled_in() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/sql/statements");
+    let names: Vec<&str> = txrelay::store::statements().iter().map(|sql| sql.name).collect();
+    for entry in std::fs::read_dir(folder).expect("the folder") {
+        let file = entry.expect("an entry").file_name().into_string().expect("text");
+        let name = file.trim_end_matches(".sql");
+        assert!(names.iter().any(|known| *known == name || known.starts_with(&format!("{name}_"))), "{file} is not used");
+    }
+}
+
+#[test]
+fn the_schema_is_the_one_of_the_snapshot() {
+    let mut store = Store::new();
+    let query = "select c.relname || '.' || a.attname || ' ' || format_type(a.atttypid, a.atttypmod) \
+             || case when a.attnotnull then ' not null' else '' end \
+         from pg_class c join pg_attribute a on a.attrelid = c.oid \
+         where c.relnamespace = current_schema::regnamespace and c.relkind in ('r', 'v') and a.attnum > 0 and not a.attisdropped \
+         union all select 'index ' || indexname || ' on ' || tablename from pg_indexes where schemaname = current_schema \
+         order by 1";
+    let found: Vec<String> = store.session.client().query(query, &[]).expect("answers").iter().map(|row| row.get(0)).collect();
+    let found = found.join("\n") + "\n";
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/schema.snapshot");
+    if std::env::var_os("TXRELAY_WRITE_SNAPSHOT").is_some() {
+        std::fs::write(file, &found).expect("written");
+    }
+    let expected = std::fs::read_to_string(file).expect("tests/it/schema.snapshot");
+    assert!(found == expected, "the schema has changed; if it should, run with TXRELAY_WRITE_SNAPSHOT=1 and commit:\n{found}");
+}
+
+#[test]
+fn several_processes_may_migrate_at_once() {
+    let config = postgres(&unique("it_migrate"));
+    let applied: Vec<Vec<String>> = std::thread::scope(|scope| {
+        let run = || migrate(&mut Session::connect(&config, &role()).expect("connects"), &config.schema).expect("migrates");
+        let threads: Vec<_> = (0..6).map(|_| scope.spawn(run)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    assert_eq!(applied.iter().filter(|names| !names.is_empty()).count(), 1, "one works, the others find nothing to do");
+    let mut session = Session::connect(&config, &role()).expect("connects");
+    assert_eq!(schema_state(&mut session).expect("looked"), SchemaState::Ready);
+    session.client().batch_execute("update migration set compatible_from = 99").expect("a newer release was here");
+    assert_eq!(schema_state(&mut session).expect("looked"), SchemaState::TooNew { have: 1 });
+    session.client().batch_execute(&format!("drop schema \"{}\" cascade", config.schema)).expect("dropped");
+}
+
+#[test]
+fn what_is_printed_is_what_migrate_would_do() {
+    let config = postgres(&unique("it_printed"));
+    let mut session = Session::connect(&config, &role()).expect("connects");
+    session.client().batch_execute(&print_sql(&config.schema)).expect("runs as it is");
+    assert_eq!(schema_state(&mut session).expect("looked"), SchemaState::Ready);
+    session.client().batch_execute(&format!("drop schema \"{}\" cascade", config.schema)).expect("dropped");
+}
+
+#[test]
+fn a_schema_of_another_pipeline_is_refused() {
+    let mut store = Store::new();
+    let error = ensure_pipeline(&mut store.session, "other").expect_err("it is not ours");
+    assert!(matches!(&error, StoreError::Unusable(text) if text.contains("\"it\"")), "{error}");
+}
+
+#[test]
+fn a_redelivered_record_makes_no_second_job_and_no_second_place() {
+    let mut store = Store::new();
+    store.store(&[("a", "1"), ("b", "2")], None);
+    // Somebody set the position back: the same records come again.
+    store.session.client().batch_execute("update consumer_position set next_offset = 0").expect("set back");
+    store.position = 0;
+    let again = store.store(&[("a", "1"), ("b", "2"), ("c", "3")], None);
+    assert_eq!(again.new.len(), 1);
+    assert!(again.duplicates.is_empty(), "it is the stored record itself, not a repeat");
+    assert_eq!(store.number("select count(*) from delivery"), 3);
+    assert_eq!(store.number("select count(*) from duplicate"), 0);
+    assert_eq!(store.number("select sum(n)::bigint from counter where name = 1"), 3, "read counts each record once");
+}
+
+#[test]
+fn equal_bytes_are_a_duplicate_and_other_bytes_a_conflict_also_inside_one_batch() {
+    let mut store = Store::new();
+    store.store(&[("a", "1")], None);
+    let done = store.store(&[("b", "2"), ("b", "2"), ("b", "X"), ("a", "1"), ("a", "Y"), ("c", "3")], None);
+    assert_eq!(done.new.iter().map(|new| new.0).collect::<std::collections::BTreeSet<_>>(), [0, 5].into());
+    assert_eq!(done.duplicates.len(), 2);
+    assert_eq!(
+        done.rejected.iter().map(|r| (r.0, r.2)).collect::<std::collections::BTreeSet<_>>(),
+        [("conflict", 3), ("conflict", 5)].into()
+    );
+    assert_eq!(store.number("select count(*) from rejected r join tx t on t.id = r.tx_id where r.payload <> t.payload"), 2);
+    assert_eq!(store.number("select count(*) from duplicate"), 2);
+}
+
+#[test]
+fn one_bad_record_in_a_batch_of_500_rejects_one_and_stores_499() {
+    let mut store = Store::new();
+    let names: Vec<String> = (0..500).map(|i| format!("id-{i:03}")).collect();
+    let values: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "{}")).collect();
+    let mut candidates = store.records(&values);
+    let bad = candidates.remove(250);
+    let reject =
+        Reject { reason: "unreadable", detail: "byte 0".to_owned(), tx_id: None, record: bad.record.clone(), incarnation: 0 };
+    let batch = store.batch(candidates, vec![reject], Some(7));
+    let done = store.ingest(&batch).expect("stored");
+    assert_eq!((done.new.len(), done.rejected.len()), (499, 1));
+    let row = store.session.client().query_one("select reason, payload, kafka_offset from rejected", &[]).expect("one");
+    assert_eq!((row.get::<_, &str>(0), row.get::<_, Vec<u8>>(1), row.get::<_, i64>(2)), ("unreadable", b"{}".to_vec(), 250));
+    assert_eq!(store.number("select next_offset from consumer_position"), 500);
+    assert_eq!(store.number("select count(*) from delivery where lease = 7 and attempt = 1"), 499);
+}
+
+#[test]
+fn what_postgresql_refuses_is_found_and_set_aside_and_the_rest_is_stored() {
+    let mut store = Store::new();
+    let mut candidates = store.records(&[("a", "1"), ("b", "2"), ("c", "3"), ("d", "4"), ("e", "5")]);
+    // No rule lets such an id through; PostgreSQL is the last to notice.
+    candidates[3].transaction_id = "d\0".to_owned();
+    let mut batch = store.batch(candidates, Vec::new(), None);
+    let refused = store.ingest(&batch).expect_err("refused");
+    assert!(matches!(refused, StoreError::Value(_)), "{refused}");
+    let (writer, topics) = (store.writer(), store.topics.clone());
+    let places = store.session.find_unstorable(writer, &topics, &batch).expect("found");
+    assert_eq!(places, [3]);
+    assert_eq!(store.number("select count(*) from tx"), 0, "looking stores nothing");
+    batch.set_aside(&places, "refused");
+    let done = store.ingest(&batch).expect("stored");
+    assert_eq!((done.new.len(), done.rejected[0].0), (4, "not_storable"));
+}
+
+#[test]
+fn a_position_that_somebody_else_moved_stores_nothing() {
+    let mut store = Store::new();
+    let at = store.at();
+    store.session.own(2, &[(at, 0, None)]).expect("another process takes it");
+    let candidates = store.records(&[("a", "1")]);
+    let batch = store.batch(candidates, Vec::new(), None);
+    let error = store.ingest(&batch).expect_err("fenced");
+    assert!(matches!(error, StoreError::Fenced(_)), "{error}");
+    assert_eq!(store.number("select count(*) from tx"), 0);
+    assert_eq!(store.number("select count(*) from counter"), 0);
+}
+
+#[test]
+fn a_stale_settle_changes_no_row_and_leaves_its_attempt() {
+    let mut store = Store::new();
+    let id = store.store(&[("a", "1")], Some(11)).new[0].1;
+    store.session.client().batch_execute("update delivery set due_at = now() - interval '1 s'").expect("the lease ran out");
+    let rows = store.claim(22);
+    assert_eq!((rows.len(), rows[0].attempt), (1, 2));
+    let before = store.number("select hashtext(d::text)::bigint from delivery d");
+    for what in [
+        Settled::Delivered(tried(Outcome::Delivered, 200)),
+        Settled::Died { tried: tried(Outcome::Refused, 400), reason: "refused" },
+        Settled::Failed { tried: tried(Outcome::Retry, 500), delay: Duration::ZERO, spend: Duration::from_secs(9) },
+        Settled::GivenBack,
+    ] {
+        store.settle(id, 11, 1, what);
+    }
+    assert_eq!(store.number("select hashtext(d::text)::bigint from delivery d"), before, "the row is untouched");
+    assert_eq!(store.number("select count(*) from attempt where stale and lease = 11 and n = 1"), 1);
+    assert_eq!(store.number("select count(*) from attempt where outcome = 7 and lease = 11"), 1, "lost, noted by the claim");
+    assert_eq!(store.state("a"), "in_flight", "a stale answer is no proof of delivery");
+    assert_eq!(store.number("select count(*) from dead"), 0);
+}
+
+#[test]
+fn a_settle_whose_commit_answer_was_lost_can_be_repeated() {
+    let mut store = Store::new();
+    let new = store.store(&[("a", "1"), ("b", "2"), ("c", "3")], Some(5)).new;
+    let settlements = |id: i64, what| Settlement { id, lease: 5, attempt: 1, what };
+    let batch = [
+        settlements(new[0].1, Settled::Delivered(tried(Outcome::Delivered, 200))),
+        settlements(
+            new[1].1,
+            Settled::Failed { tried: tried(Outcome::Retry, 500), delay: Duration::ZERO, spend: Duration::from_secs(1) },
+        ),
+        settlements(new[2].1, Settled::Died { tried: tried(Outcome::Refused, 400), reason: "refused" }),
+    ];
+    assert_eq!(store.session.settle(1, &batch).expect("settled"), 0);
+    assert_eq!(store.session.settle(1, &batch).expect("settled again"), 0, "repeated, not stale");
+    assert_eq!(store.number("select count(*) from attempt"), 3);
+    assert_eq!(store.number("select sum(n)::bigint from counter where name in (5, 6)"), 2);
+    assert_eq!(store.number("select spent_ms from delivery"), 1000);
+}
+
+#[test]
+fn a_given_back_delivery_is_due_and_its_attempt_does_not_count() {
+    let mut store = Store::new();
+    let id = store.store(&[("a", "1")], Some(5)).new[0].1;
+    store.settle(id, 5, 1, Settled::GivenBack);
+    assert_eq!(store.number("select count(*) from attempt"), 0);
+    let rows = store.claim(6);
+    assert_eq!((rows[0].attempt, rows[0].transaction_id.as_str(), rows[0].payload.as_slice()), (1, "a", &b"1"[..]));
+    assert_eq!(rows[0].headers, [("traceparent".to_owned(), Some(b"00-1".to_vec()))]);
+}
+
+#[test]
+fn a_refused_text_settles_without_it() {
+    let mut store = Store::new();
+    let id = store.store(&[("a", "1")], Some(5)).new[0].1;
+    let mut bad = tried(Outcome::Retry, 500);
+    bad.error = Some("nul \0 inside".to_owned());
+    let settlement =
+        Settlement { id, lease: 5, attempt: 1, what: Settled::Failed { tried: bad, delay: LEASE, spend: Duration::ZERO } };
+    let refused = store.session.settle(1, std::slice::from_ref(&settlement)).expect_err("PostgreSQL holds no NUL");
+    assert!(matches!(refused, StoreError::Value(_)), "{refused}");
+    assert_eq!(store.session.settle(1, &[settlement.without_text()]).expect("settled"), 0);
+    assert_eq!(store.number("select count(*) from attempt where error is null"), 1);
+}
+
+#[test]
+fn a_claim_takes_no_more_bytes_than_there_is_room_for() {
+    let mut store = Store::new();
+    let big = "x".repeat(3 << 20);
+    for i in 0..14 {
+        store.store(&[(&format!("big-{i}"), &big)], None);
+    }
+    let room = store.room.reserve_rows(64).expect("room");
+    let who = Claimant { process: 1, lease: 9, time: TIME };
+    let (claimed, claims) = store.session.claim(64, who, None, room).expect("claimed");
+    assert_eq!((claimed.rows.len(), claimed.too_much.len(), claims.short), (10, 4, true), "32 MiB hold ten of 3 MiB");
+    assert_eq!(store.session.give_back(&claimed.too_much).expect("given back"), 4);
+    assert_eq!(store.number("select count(*) from delivery where lease is null and attempt = 0"), 4);
+}
+
+#[test]
+fn a_pause_stops_claims_and_ends_by_itself() {
+    let mut store = Store::new();
+    store.store(&[("a", "1")], None);
+    store.session.client().batch_execute("update pipeline set paused_at = now()").expect("paused");
+    assert!(store.claim(1).is_empty());
+    store.session.client().batch_execute("update pipeline set paused_until = now() - interval '1 s'").expect("over");
+    assert_eq!(store.claim(2).len(), 1);
+}
+
+#[test]
+fn the_leases_of_a_dead_predecessor_are_freed_and_leave_a_trace() {
+    let mut store = Store::new();
+    store.store(&[("a", "1"), ("b", "2")], Some(5));
+    assert_eq!(store.session.sweep(99, LEASE).expect("swept"), 0, "another process's leases are not touched");
+    assert_eq!(store.session.sweep(1, LEASE).expect("swept"), 2);
+    assert_eq!(store.number("select count(*) from attempt where outcome = 7 and sent = 2"), 2);
+    assert_eq!(store.claim(6).len(), 2);
+}
+
+#[test]
+fn a_row_that_a_clock_set_back_left_in_the_far_future_is_pulled_in() {
+    let mut store = Store::new();
+    store.store(&[("a", "1")], None);
+    store.session.client().batch_execute("update delivery set due_at = now() + interval '30 days'").expect("far ahead");
+    assert_eq!(store.session.pull_in(Duration::from_secs(3600)).expect("pulled in"), 1);
+    assert_eq!(store.number("select count(*) from delivery where due_at <= now() + interval '1 hour'"), 1);
+}
+
+#[test]
+fn a_claim_on_a_backlog_that_came_at_once_uses_its_index() {
+    let mut store = Store::new();
+    // The plan is made while the queue is empty; then 200,000 rows arrive before anybody analyzes them.
+    assert!(store.claim(1).is_empty());
+    store
+        .session
+        .client()
+        .batch_execute(
+            "insert into tx (id, transaction_id, payload, partition, kafka_offset, topic_id, incarnation) \
+             select 1024 * g, 'b' || g, 'x', 0, g, 1, 0 from generate_series(1, 200000) g; \
+             insert into delivery (id, due_at) select 1024 * g, now() from generate_series(1, 200000) g",
+        )
+        .expect("a backlog");
+    let began = Instant::now();
+    let rows = store.claim(2);
+    assert_eq!(rows.len(), 500);
+    let new = rows.iter().map(|row| Settlement {
+        id: row.id,
+        lease: 2,
+        attempt: row.attempt,
+        what: Settled::Delivered(tried(Outcome::Delivered, 200)),
+    });
+    let batch: Vec<Settlement> = new.collect();
+    store.session.settle(1, &batch).expect("settled");
+    // With the wrong plan the claim alone takes minutes.
+    assert!(began.elapsed() < Duration::from_secs(10), "claim and settle took {:?}", began.elapsed());
+}
+
+#[test]
+fn the_floor_never_hides_a_due_row() {
+    let mut store = Store::new();
+    let mut floor = Floor::default();
+    let now = Instant::now();
+    for round in 0..20 {
+        store.store(&[(&format!("r{round}"), "1")], None);
+        let room = store.room.reserve_rows(64).expect("room");
+        let who = Claimant { process: 1, lease: round, time: TIME };
+        let (claimed, claims) = store.session.claim(64, who, floor.take(now), room).expect("claimed");
+        floor.learn(&claims);
+        assert_eq!(claimed.rows.len(), 1, "round {round}");
+    }
+}
+
+#[test]
+fn a_pool_without_a_database_says_so_and_does_not_hang() {
+    let mut config = postgres("nowhere");
+    config.client = "postgresql://x@127.0.0.1:1/x".parse().expect("a DSN");
+    let error = Pool::new(&config, "it").session().err().expect("nobody listens there");
+    assert!(matches!(error, StoreError::Connection(_)), "{error}");
+}
