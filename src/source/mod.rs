@@ -128,7 +128,8 @@ pub trait MessageSource {
     /// Must be called at least every `max.poll.interval.ms`, also while nothing is wanted (then with everything paused).
     fn poll(&mut self, timeout: Duration) -> Result<Option<Polled>, SourceError>;
 
-    /// Begins (or, when parked, goes on) to read these partitions at exactly these offsets.
+    /// Begins (or, when parked, goes on) to read these partitions at exactly these offsets; one that is being read is moved.
+    /// Those that are not this process's are left alone.
     fn start(&mut self, at: &[(TopicPartition, i64)]) -> Result<(), SourceError>;
 
     /// Accepts these partitions without reading them: PostgreSQL, which knows the offsets, is away. `start` follows later.
@@ -170,7 +171,7 @@ pub trait MessageSource {
     fn is_up(&self) -> bool;
 
     /// Leaves: commits stored offsets if that can be done within `deadline`, otherwise abandons the client (the process is
-    /// about to end). Never blocks longer.
+    /// about to end, or builds another). Never blocks longer, which a plain drop may.
     fn close(self: Box<Self>, deadline: Duration);
 }
 

@@ -464,6 +464,35 @@ fn a_rebalance_may_be_answered_later_than_the_session_timeout() {
 }
 
 #[test]
+fn a_parked_partition_can_be_taken_away_and_an_unanswered_one_closed() {
+    let rig = Rig::new(2);
+    for p in 0..2 {
+        rig.produce(p, 0, 10);
+    }
+    let mut a = Reader::new(rig.open());
+    let partitions = a.assigned();
+    a.source.park(&partitions).expect("a park");
+    a.assigned = partitions;
+    let mut b = Reader::new(rig.open());
+    let began = Instant::now();
+    while b.records.len() < 10 {
+        assert!(began.elapsed() < LIMIT, "the other member waits for a parked partition");
+        a.step(&mut HashMap::new());
+        b.step(&mut HashMap::new());
+    }
+    assert_eq!((a.assigned.len(), a.records.len()), (1, 0));
+    b.source.close(LIMIT);
+    let began = Instant::now();
+    // Taken back, and closed without an answer to that.
+    while !matches!(a.source.poll(TICK), Ok(Some(Polled::Assigned(_)))) {
+        assert!(began.elapsed() < LIMIT, "the partition did not come back");
+    }
+    let began = Instant::now();
+    a.source.close(LIMIT);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[test]
 fn a_static_member_that_went_without_leaving_reads_again_at_once() {
     let rig = Rig::new(2);
     rig.produce(0, 0, 10);

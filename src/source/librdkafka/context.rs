@@ -136,15 +136,14 @@ impl ClientContext for Context {
 
 impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, what: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        let mut seen = self.seen();
-        if seen.closing {
+        if self.seen().closing {
             // While it closes, librdkafka takes any answer as "everything".
             let _ = consumer.unassign();
             return;
         }
         let assigned = what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         if assigned {
-            seen.up = true;
+            self.seen().up = true;
         }
         if list.count() == 0 {
             // The cooperative protocol sends these at every rebalance, and waits for their answer, too.
@@ -152,10 +151,11 @@ impl ConsumerContext for Context {
             return;
         }
         let partitions = list.elements().iter().map(|e| (e.topic().to_owned(), e.partition())).collect();
-        seen.rebalances.push_back(if assigned {
+        let rebalance = if assigned {
             Rebalance::Assigned(partitions)
         } else {
             Rebalance::Revoked { partitions, lost: consumer.assignment_lost() }
-        });
+        };
+        self.seen().rebalances.push_back(rebalance);
     }
 }
