@@ -135,7 +135,7 @@ impl Consumer {
                         Leave::Rebuild(why) => why,
                     }
                 }
-                Err(SourceError::Fenced(text)) => return Err(ExitWith { status: 78, text }.into()),
+                Err(SourceError::Fenced(text) | SourceError::Settings(text)) => return Err(ExitWith { status: 78, text }.into()),
                 Err(error) => error.to_string(),
             };
             self.failures = self.failures.saturating_add(1);

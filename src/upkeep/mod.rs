@@ -16,7 +16,7 @@ use crate::ops::metrics::{Metrics, unix_seconds};
 use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
 use crate::store::{
-    Gauges, Heartbeat, Pool, ProcessId, Registration, Room, SchemaState, Session, StoreError, ensure_pipeline, migrate,
+    Gauges, Heartbeat, Pool, ProcessId, Registration, Role, Room, SchemaState, Session, StoreError, ensure_pipeline, migrate,
     schema_state,
 };
 
@@ -91,13 +91,14 @@ impl Upkeep {
 
     fn try_open(&mut self) -> Result<ProcessId, StoreError> {
         let config = self.config.clone();
-        let mut session = self.pool.session()?;
+        // Not out of the pool: it tries again and again by itself, and hides why it fails.
+        let role = |role| Role { pipeline: config.name.clone(), role };
+        let mut session = Session::connect(&config.postgres, &role("upkeep"))?;
         match schema_state(&mut session)? {
             SchemaState::Ready => {}
             SchemaState::Behind { .. } if config.postgres.migrate => {
                 // On a connection of its own: migrations change its timeouts.
-                let role = crate::store::Role { pipeline: config.name.clone(), role: "migrate" };
-                let applied = migrate(&mut Session::connect(&config.postgres, &role)?, &config.postgres.schema)?;
+                let applied = migrate(&mut Session::connect(&config.postgres, &role("migrate"))?, &config.postgres.schema)?;
                 log::info!("schema {}: applied {}", config.postgres.schema, applied.join(", "));
             }
             SchemaState::Behind { have, need } => {

@@ -241,7 +241,9 @@ fn committed(relay: &Relay, topic: &str, partitions: i32) -> i64 {
         .create()
         .expect("a client");
     let mut list = TopicPartitionList::new();
-    (0..partitions).for_each(|partition| drop(list.add_partition(topic, partition)));
+    for partition in 0..partitions {
+        list.add_partition(topic, partition);
+    }
     let offsets = consumer.committed_offsets(list, Duration::from_secs(20)).expect("Kafka answers");
     offsets.elements().iter().map(|e| if let Offset::Offset(n) = e.offset() { n } else { 0 }).sum()
 }

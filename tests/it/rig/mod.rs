@@ -11,7 +11,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
 
 /// Catches hangs only: ten times what anything here needs.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(100);
 
 fn env(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run the tests through `make test`"))
@@ -209,7 +209,9 @@ impl Relay {
         std::fs::write(self.config_file(), &self.config).expect("the configuration is written");
         let mut command = Command::new(env!("CARGO_BIN_EXE_txrelay"));
         command.arg("-c").arg(self.config_file()).args(args);
-        self.sets.iter().for_each(|set| drop(command.args(["--set", set])));
+        for set in &self.sets {
+            command.args(["--set", set]);
+        }
         command.env("STATE_DIRECTORY", self.directory.join("state")).stdin(Stdio::null());
         command
     }
@@ -328,7 +330,6 @@ pub struct Proxy {
     _child: Killed,
     commands: ChildStdin,
     answers: std::io::Lines<BufReader<std::process::ChildStdout>>,
-    pub address: String,
 }
 
 impl Proxy {
@@ -347,7 +348,7 @@ impl Proxy {
         let first = answers.next().expect("its address").expect("its address");
         let address = first.trim().strip_prefix("listening on ").expect("its address").to_owned();
         let through = dsn.replace(&real, &address);
-        (Self { _child: Killed(child), commands, answers, address }, through)
+        (Self { _child: Killed(child), commands, answers }, through)
     }
 
     pub fn tell(&mut self, command: &str) -> String {
