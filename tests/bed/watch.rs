@@ -33,6 +33,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let began = Instant::now();
     let since = args.since.unwrap_or_else(crate::shared::now_ms);
     let mut last: Option<(u64, Instant)> = None;
+    let mut first = true;
     loop {
         let accepted = http::get(&format!("{}/_/summary", args.ledger_url)).ok().and_then(|text| accepted(&text));
         let metrics = http::get(&args.metrics).ok();
@@ -42,6 +43,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             _ => 0.0,
         };
         last = accepted.map(|n| (n, Instant::now()));
+        if std::mem::take(&mut first) {
+            std::thread::sleep(Duration::from_millis(250)); // there is no rate without a second look
+            continue;
+        }
         let seconds = crate::shared::now_ms().saturating_sub(since) / 1000;
         let line = match metrics {
             None => format!("{seconds:>4} s  txrelay does not answer{:>52}", ""),
