@@ -23,6 +23,7 @@ chmod 711 "$dir" # PostgreSQL may have to run as another user
 # shellcheck disable=SC2317 # called by the trap
 clean_up() {
   trap '' INT TERM HUP
+  [ ! -t 1 ] || printf '\n'
   say "Stopping everything and removing $dir"
   end "$dir/produce.pid" TERM 2
   end "$dir/txrelay.pid" TERM 20

@@ -48,17 +48,20 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             continue;
         }
         let seconds = crate::shared::now_ms().saturating_sub(since) / 1000;
+        let count = |state: &str| states.get(state).copied().unwrap_or(0.0);
+        // Narrow enough for a terminal of 80 columns: a line that wraps could not be written in place.
         let line = match metrics {
-            None => format!("{seconds:>4} s  txrelay does not answer{:>52}", ""),
+            None => format!("{seconds:>3} s  txrelay does not answer"),
             Some(_) => format!(
-                "{seconds:>4} s  {}  accepted by the service {:>6}  {rate:>5.0}/s",
-                ["pending", "in_flight", "retrying", "delivered", "dead"]
-                    .map(|name| format!("{name} {:>5}", states.get(name).copied().unwrap_or(0.0)))
-                    .join("  "),
-                accepted.unwrap_or(0),
+                "{seconds:>3} s  pending {:>5} in_flight {:>3} retrying {:>5} delivered {:>5} dead {} {rate:>4.0}/s",
+                count("pending"),
+                count("in_flight"),
+                count("retrying"),
+                count("delivered"),
+                count("dead"),
             ),
         };
-        let open: f64 = ["pending", "in_flight", "retrying"].iter().filter_map(|name| states.get(*name)).sum();
+        let open = count("pending") + count("in_flight") + count("retrying");
         let done = args.until_accepted.is_some_and(|n| accepted >= Some(n) && open == 0.0 && !states.is_empty());
         let over = done || began.elapsed() >= args.duration;
         match (terminal, over) {
