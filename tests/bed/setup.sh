@@ -19,7 +19,7 @@ have make || need make
 have pkg-config || need pkg-config
 { have pkg-config && pkg-config --exists openssl; } || need libssl-dev
 { have pkg-config && pkg-config --exists zlib; } || need zlib1g-dev
-{ have java && [ "$(java_version)" -ge 17 ]; } || need default-jre-headless
+{ have java && [ "$(java_version)" -ge 17 ]; } || need java
 have mvn || need maven
 [ -n "$(find /usr/lib/postgresql -mindepth 3 -maxdepth 3 -path '*/bin/initdb' 2>/dev/null)" ] || need postgresql
 have psql || need postgresql-client
@@ -38,6 +38,14 @@ if [ "${#packages[@]}" -gt 0 ]; then
   fi
   quiet() { "${root[@]}" env DEBIAN_FRONTEND=noninteractive "$@"; }
   step "apt-get update" quiet apt-get -q update
+  # The distribution's default may be too old (11 on Ubuntu 22.04).
+  for i in "${!packages[@]}"; do
+    [ "${packages[$i]}" = java ] || continue
+    packages[i]=default-jre-headless
+    for v in 21 17 25; do
+      if apt-cache show "openjdk-$v-jre-headless" >/dev/null 2>&1; then packages[i]=openjdk-$v-jre-headless && break; fi
+    done
+  done
   step "apt-get install" quiet apt-get -q -y --no-install-recommends -o Dpkg::Options::=--force-confold install "${packages[@]}"
   if have java && [ "$(java_version)" -lt 17 ]; then die "this distribution's Java is $(java_version); Kafka needs 17 or newer"; fi
 fi
