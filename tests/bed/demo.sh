@@ -126,6 +126,7 @@ printf '  %s\n' "psql '$TXRELAY_TEST_PG' -c 'select * from txrelay_payments.tran
   "$txrelay -c $dir/payments.toml status" "$metrics/metrics" "$ledger/_/summary" "$dir/txrelay.log"
 if [ "$keep" = 1 ]; then
   event "all is up; Ctrl-C ends it"
+  trap 'exit "$status"' INT TERM
   while :; do sleep 1; done
 fi
 exit "$status"

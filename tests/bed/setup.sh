@@ -11,6 +11,7 @@ if [ "$(id -u)" != 0 ]; then root=(sudo); fi
 
 packages=()
 need() { packages+=("$1"); }
+available() { apt-cache policy "$1" 2>/dev/null | grep -q 'Candidate: [0-9]'; }
 java_version() { java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1; }
 
 have cc || need gcc
@@ -43,7 +44,7 @@ if [ "${#packages[@]}" -gt 0 ]; then
     [ "${packages[$i]}" = java ] || continue
     packages[i]=default-jre-headless
     for v in 21 17 25; do
-      if apt-cache show "openjdk-$v-jre-headless" >/dev/null 2>&1; then packages[i]=openjdk-$v-jre-headless && break; fi
+      if available "openjdk-$v-jre-headless"; then packages[i]=openjdk-$v-jre-headless && break; fi
     done
   done
   step "apt-get install" quiet apt-get -q -y --no-install-recommends -o Dpkg::Options::=--force-confold install "${packages[@]}"
@@ -53,7 +54,7 @@ fi
 if ! have cargo; then
   if [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
     PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
-  elif apt-cache show rustup >/dev/null 2>&1; then
+  elif available rustup; then
     say "Installing Debian package: rustup"
     step "apt-get install rustup" "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install rustup
   else
