@@ -58,7 +58,7 @@ if ! have cargo; then
     say "Installing Debian package: rustup"
     step "apt-get install rustup" "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install rustup
   else
-    die "no cargo, and this distribution has no package rustup: install Rust from rustup.rs, then run this again"
+    die "no cargo, and this distribution has no package rustup: install Rust with rustup, then run this again"
   fi
 fi
 channel=$(sed -n 's/^channel *= *"\(.*\)"/\1/p' "$here/../../rust-toolchain.toml")
