@@ -23,6 +23,7 @@ chmod 711 "$dir" # PostgreSQL may have to run as another user
 # shellcheck disable=SC2317 # called by the trap
 clean_up() {
   trap '' INT TERM HUP
+  [ ! -t 1 ] || printf '\n'
   say "Stopping everything and removing $dir"
   end "$dir/produce.pid" TERM 2
   end "$dir/txrelay.pid" TERM 20
@@ -125,7 +126,7 @@ printf '  %s\n' "psql '$TXRELAY_TEST_PG' -c 'select * from txrelay_payments.tran
   "$txrelay -c $dir/payments.toml status" "$metrics/metrics" "$ledger/_/summary" "$dir/txrelay.log"
 if [ "$keep" = 1 ]; then
   event "all is up; Ctrl-C ends it"
-  sleep infinity &
-  wait $!
+  trap 'exit "$status"' INT TERM
+  while :; do sleep 1; done
 fi
 exit "$status"

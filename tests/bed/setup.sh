@@ -11,6 +11,7 @@ if [ "$(id -u)" != 0 ]; then root=(sudo); fi
 
 packages=()
 need() { packages+=("$1"); }
+available() { apt-cache policy "$1" 2>/dev/null | grep -q 'Candidate: [0-9]'; }
 java_version() { java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1; }
 
 have cc || need gcc
@@ -19,7 +20,7 @@ have make || need make
 have pkg-config || need pkg-config
 { have pkg-config && pkg-config --exists openssl; } || need libssl-dev
 { have pkg-config && pkg-config --exists zlib; } || need zlib1g-dev
-{ have java && [ "$(java_version)" -ge 17 ]; } || need default-jre-headless
+{ have java && [ "$(java_version)" -ge 17 ]; } || need java
 have mvn || need maven
 [ -n "$(find /usr/lib/postgresql -mindepth 3 -maxdepth 3 -path '*/bin/initdb' 2>/dev/null)" ] || need postgresql
 have psql || need postgresql-client
@@ -38,6 +39,14 @@ if [ "${#packages[@]}" -gt 0 ]; then
   fi
   quiet() { "${root[@]}" env DEBIAN_FRONTEND=noninteractive "$@"; }
   step "apt-get update" quiet apt-get -q update
+  # The distribution's default may be too old (11 on Ubuntu 22.04).
+  for i in "${!packages[@]}"; do
+    [ "${packages[$i]}" = java ] || continue
+    packages[i]=default-jre-headless
+    for v in 21 17 25; do
+      if available "openjdk-$v-jre-headless"; then packages[i]=openjdk-$v-jre-headless && break; fi
+    done
+  done
   step "apt-get install" quiet apt-get -q -y --no-install-recommends -o Dpkg::Options::=--force-confold install "${packages[@]}"
   if have java && [ "$(java_version)" -lt 17 ]; then die "this distribution's Java is $(java_version); Kafka needs 17 or newer"; fi
 fi
@@ -45,11 +54,11 @@ fi
 if ! have cargo; then
   if [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
     PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
-  elif apt-cache show rustup >/dev/null 2>&1; then
+  elif available rustup; then
     say "Installing Debian package: rustup"
     step "apt-get install rustup" "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install rustup
   else
-    die "no cargo, and this distribution has no package rustup: install Rust from rustup.rs, then run this again"
+    die "no cargo, and this distribution has no package rustup: install Rust with rustup, then run this again"
   fi
 fi
 channel=$(sed -n 's/^channel *= *"\(.*\)"/\1/p' "$here/../../rust-toolchain.toml")

@@ -33,6 +33,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let began = Instant::now();
     let since = args.since.unwrap_or_else(crate::shared::now_ms);
     let mut last: Option<(u64, Instant)> = None;
+    let mut first = true;
     loop {
         let accepted = http::get(&format!("{}/_/summary", args.ledger_url)).ok().and_then(|text| accepted(&text));
         let metrics = http::get(&args.metrics).ok();
@@ -42,18 +43,25 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             _ => 0.0,
         };
         last = accepted.map(|n| (n, Instant::now()));
+        if std::mem::take(&mut first) {
+            std::thread::sleep(Duration::from_millis(250)); // there is no rate without a second look
+            continue;
+        }
         let seconds = crate::shared::now_ms().saturating_sub(since) / 1000;
+        let count = |state: &str| states.get(state).copied().unwrap_or(0.0);
+        // Narrow enough for a terminal of 80 columns: a line that wraps could not be written in place.
         let line = match metrics {
-            None => format!("{seconds:>4} s  txrelay does not answer{:>52}", ""),
+            None => format!("{seconds:>3} s  txrelay does not answer"),
             Some(_) => format!(
-                "{seconds:>4} s  {}  accepted by the service {:>6}  {rate:>5.0}/s",
-                ["pending", "in_flight", "retrying", "delivered", "dead"]
-                    .map(|name| format!("{name} {:>5}", states.get(name).copied().unwrap_or(0.0)))
-                    .join("  "),
-                accepted.unwrap_or(0),
+                "{seconds:>3} s  pending {:>5} in_flight {:>3} retrying {:>5} delivered {:>5} dead {} {rate:>4.0}/s",
+                count("pending"),
+                count("in_flight"),
+                count("retrying"),
+                count("delivered"),
+                count("dead"),
             ),
         };
-        let open: f64 = ["pending", "in_flight", "retrying"].iter().filter_map(|name| states.get(*name)).sum();
+        let open = count("pending") + count("in_flight") + count("retrying");
         let done = args.until_accepted.is_some_and(|n| accepted >= Some(n) && open == 0.0 && !states.is_empty());
         let over = done || began.elapsed() >= args.duration;
         match (terminal, over) {

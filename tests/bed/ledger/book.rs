@@ -54,7 +54,9 @@ impl Book {
             }
         }
         let file = OpenOptions::new().create(true).append(true).open(path);
-        book.file = Some(file.with_context(|| format!("failed to open {}", path.display()))?);
+        let mut file = file.with_context(|| format!("failed to open {}", path.display()))?;
+        file.write_all(b"\n")?; // ends a half-written line; an empty one is passed over
+        book.file = Some(file);
         Ok(book)
     }
 
