@@ -37,7 +37,9 @@ pub struct Worker {
 impl Worker {
     /// Works until the consumer and the claimer are gone and `handoff` is empty.
     pub fn run(mut self, handoff: &Receiver<Leased>, outcomes: &Sender<Settlement>) -> anyhow::Result<()> {
-        while let Ok(leased) = handoff.recv() {
+        while let Ok(mut leased) = handoff.recv() {
+            // Room bounds what waits for a worker; this one waits no longer.
+            leased.slot = None;
             let what = if self.stop.is_stopping() || Instant::now() >= leased.deadline {
                 self.metrics.given_back_total.inc();
                 Settled::GivenBack
@@ -45,8 +47,6 @@ impl Worker {
                 self.attempt(&leased)
             };
             let settlement = Settlement { id: leased.id, lease: leased.lease, attempt: leased.attempt, what };
-            // Its place is free before the settler has time for it: room bounds what waits for a worker.
-            drop(leased);
             if outcomes.send(settlement).is_err() {
                 anyhow::ensure!(self.stop.is_stopping(), "the settler is gone");
                 return Ok(());

@@ -235,7 +235,7 @@ impl Consumer {
                 previous_attempt: None,
                 deadline,
                 transaction_id: candidate.transaction_id,
-                slot: reservation.take(payload.len()),
+                slot: Some(reservation.take(payload.len())),
                 payload,
                 headers: record.headers,
                 topic: record.at.topic,

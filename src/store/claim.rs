@@ -137,7 +137,7 @@ impl Session {
                 previous_attempt: previous.and_then(|age| before.checked_sub(age)),
                 deadline: who.time.deadline(before),
                 transaction_id: body.get(1),
-                slot: room.take(payload.len()),
+                slot: Some(room.take(payload.len())),
                 payload,
                 headers: stored.map(|json| headers::from_json(&json)).unwrap_or_default(),
                 topic: topic.clone(),

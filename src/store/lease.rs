@@ -54,8 +54,8 @@ pub struct Leased {
     pub offset: i64,
     /// When it was committed, by PostgreSQL's clock.
     pub received_at: SystemTime,
-    /// Its place in memory, free again when this is dropped.
-    pub slot: Slot,
+    /// Its place among what waits in memory: given up when its request starts.
+    pub slot: Option<Slot>,
 }
 
 /// Most rows that wait in memory.

@@ -256,13 +256,10 @@ fn a_record_is_in_postgresql_before_its_kafka_offset_can_be_committed() {
     relay.start();
     eventually("it reads", || relay.metric("kafka_up") == Some(1.0));
     let mut sent = Vec::new();
-    // At each step: before the INSERT reaches PostgreSQL, after it, before COMMIT, after COMMIT but before its answer.
-    // librdkafka commits stored offsets every second or so, so a wrong order has every chance to show.
-    for (round, fault) in ["cut-before step-", "drop-answer-after step-", "cut-before COMMIT", "drop-answer-after COMMIT"]
-        .iter()
-        .cycle()
-        .take(24)
-        .enumerate()
+    // At each step: before the INSERT reaches PostgreSQL, before COMMIT (the INSERT is done), after COMMIT but before its
+    // answer. librdkafka commits stored offsets every second, so a wrong order has every chance to show.
+    for (round, fault) in
+        ["cut-before step-", "cut-before COMMIT", "drop-answer-after COMMIT"].iter().cycle().take(24).enumerate()
     {
         proxy.tell(fault);
         let new = ids(&format!("step-{round}"), 0..20);
