@@ -14,7 +14,7 @@ CARGO_TARGET_DIR=$(cargo_target)
 export CARGO_TARGET_DIR
 if [ "${1:-}" != inside ]; then
   "$here/setup.sh"
-  (cd "$root" && cargo build --release --features bed --quiet)
+  (cd "$root" && cargo build --release --features bed)
   exec "$here/with-bed.sh" "$0" inside
 fi
 

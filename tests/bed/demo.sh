@@ -39,7 +39,7 @@ trap 'exit 143' TERM
 
 build() {
   local began=${EPOCHREALTIME/[.,]/}
-  (cd "$here/../.." && cargo build --release --features bed --quiet)
+  (cd "$here/../.." && cargo build --release --features bed)
   took "release build" "$began"
 }
 # shellcheck disable=SC2317 # called by step
