@@ -1,8 +1,6 @@
 -- Everything that is counted, from one snapshot: states, both sides of the ledger, what is oldest, what is paused.
 select
-  (select count(*) from delivery where lease is null and attempt = 0) as pending,
-  (select count(*) from delivery where lease is not null) as in_flight,
-  (select count(*) from delivery where lease is null and attempt > 0) as retrying,
+  d.pending, d.in_flight, d.retrying,
   (select count(*) from dead) as dead,
   (select count(*) from resolved) as resolved,
   (select count(*) from rejected where resolved_at is null) as rejected_unresolved,
@@ -12,3 +10,8 @@ select
     where t.id = (select min(id) from delivery)) as oldest_open_age,
   (select extract(epoch from now() - min(due_at))::float8 from delivery where due_at <= now()) as oldest_due_age,
   (select paused_at is not null and coalesce(paused_until, 'infinity') > now() from pipeline where one) as paused
+from (
+  select count(*) filter (where lease is null and attempt = 0) as pending, count(*) filter (where lease is not null) as in_flight,
+    count(*) filter (where lease is null and attempt > 0) as retrying
+  from delivery
+) d

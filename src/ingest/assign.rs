@@ -51,6 +51,7 @@ impl Consumer {
                     return Some(Leave::Rebuild(error.to_string()));
                 }
                 if !ready.is_empty() {
+                    self.health.go("consumer", "kafka");
                     log::info!(partitions = ready.len(); "reading {} partitions", ready.len());
                 }
                 for position in ready {
@@ -219,13 +220,16 @@ impl Consumer {
                 return None;
             }
         };
+        if infos.iter().all(|info| info.partitions.is_some()) {
+            self.health.go("topics", "partition");
+        }
         for info in infos {
             if info.partitions.is_none() {
                 let words = format!("topic {} does not exist: create it, or correct kafka.topics", info.topic);
                 if let Some(note) = self.throttle.admit(&info.topic, Instant::now()) {
                     log::error!("{words}{note}");
                 }
-                self.health.wait("consumer", "partition", words);
+                self.health.wait("topics", "partition", words);
                 continue;
             }
             let read = self.held.values().filter_map(|held| held.position.as_ref()).filter(|p| p.at.topic == info.topic);

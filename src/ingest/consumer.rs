@@ -237,7 +237,7 @@ impl Consumer {
     fn note_source(&mut self, source: &mut dyn MessageSource) {
         let up = source.is_up();
         self.metrics.kafka_up.set(i64::from(up));
-        if up && self.held.values().any(|held| held.position.is_some()) {
+        if up && !self.has_parked() {
             self.health.go("consumer", "kafka");
         }
         for (at, high) in source.high_watermarks() {
@@ -260,6 +260,7 @@ impl Consumer {
         let at: Vec<TopicPartition> = self.held.keys().cloned().collect();
         match self.link.run(|session| session.positions(&at)) {
             Ok(stored) => {
+                self.health.go("consumer", "postgres");
                 let ours =
                     |position: &Position| self.held.get(&position.at).and_then(|held| held.position.as_ref()) == Some(position);
                 if stored.len() != at.len() || !stored.iter().all(ours) {

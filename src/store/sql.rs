@@ -30,6 +30,7 @@ statements! {
     ADVANCE = "advance",
     ALL_POSITIONS = "all_positions",
     BEGIN_POSITIONS = "begin_positions",
+    BURY = "bury",
     CLAIM = "claim",
     GAUGES = "gauges",
     GIVE_BACK = "give_back",

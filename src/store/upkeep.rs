@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::sql::{GAUGES, GIVE_BACK, GOODBYE, HEARTBEAT, PREDECESSORS, PULL_IN, REGISTER, SWEEP};
+use super::sql::{BURY, GAUGES, GIVE_BACK, GOODBYE, HEARTBEAT, PREDECESSORS, PULL_IN, REGISTER, SWEEP};
 use super::{ProcessId, Session, StoreError};
 
 /// A start of the daemon, as registered.
@@ -97,10 +97,16 @@ impl Session {
     }
 
     /// Earlier lives of this instance that may still hold leases. The caller holds the instance's lock, so they are dead.
-    pub fn predecessors(&mut self, instance: Uuid, process: ProcessId) -> Result<Vec<ProcessId>, StoreError> {
-        let statement = self.prepare(&PREDECESSORS)?;
+    /// Each comes with the length of its leases. They no longer count as silent.
+    pub fn predecessors(&mut self, instance: Uuid, process: ProcessId) -> Result<Vec<(ProcessId, Duration)>, StoreError> {
+        let (statement, bury) = (self.prepare(&PREDECESSORS)?, self.prepare(&BURY)?);
         let rows = self.client.query(&statement, &[&instance, &process])?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+        let dead: Vec<(ProcessId, Duration)> =
+            rows.iter().map(|row| (row.get(0), Duration::from_millis(row.get::<_, i64>(1).max(0) as u64))).collect();
+        for (id, _) in &dead {
+            self.client.execute(&bury, &[id])?;
+        }
+        Ok(dead)
     }
 
     /// Frees the leases of a dead process, up to 500; returns how many. `longest` is the longest lease it may have taken.

@@ -52,7 +52,7 @@ impl Upkeep {
             // A thread that is gone has been reported by itself.
             let _ = thread.send(process);
         }
-        self.keep(process);
+        self.keep(process)?;
         if let Ok(mut session) = self.pool.session() {
             // Without it the heartbeat's silence says the same a little later.
             let _ = session.goodbye(process);
@@ -123,16 +123,16 @@ impl Upkeep {
         })
     }
 
-    fn keep(&mut self, process: ProcessId) {
+    fn keep(&mut self, process: ProcessId) -> anyhow::Result<()> {
         let began = Instant::now();
         let mut throttle = Throttle::per_minute();
-        let mut count_at = Instant::now();
-        let mut oldest: Option<Oldest> = None;
+        let mut rounds = Rounds { count_at: began, sweep_at: Duration::ZERO, oldest: None };
         loop {
-            let result = self.round(process, began, &mut count_at, &mut oldest);
+            let result = self.round(process, began, &mut rounds);
             self.metrics.postgres_up.set(i64::from(result.is_ok()));
             match result {
                 Ok(()) => self.health.go("upkeep", "postgres"),
+                Err(StoreError::Fenced(why)) => anyhow::bail!("{why}"),
                 Err(error) => {
                     self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
                     if let Some(note) = throttle.admit(error.kind(), Instant::now()) {
@@ -141,22 +141,16 @@ impl Upkeep {
                     self.health.wait("upkeep", "postgres", format!("PostgreSQL does not answer: {error}"));
                 }
             }
-            if let Some(oldest) = &oldest {
+            if let Some(oldest) = &rounds.oldest {
                 oldest.show(&self.metrics);
             }
             if self.stop.wait(ROUND) {
-                return;
+                return Ok(());
             }
         }
     }
 
-    fn round(
-        &mut self,
-        process: ProcessId,
-        began: Instant,
-        count_at: &mut Instant,
-        oldest: &mut Option<Oldest>,
-    ) -> Result<(), StoreError> {
+    fn round(&mut self, process: ProcessId, began: Instant, rounds: &mut Rounds) -> Result<(), StoreError> {
         let mut session = self.pool.session()?;
         let beat = Heartbeat {
             in_flight: self.metrics.requests_in_flight.get().max(0) as usize,
@@ -168,16 +162,17 @@ impl Upkeep {
                 "this process is no longer registered: was the database restored from a backup?".to_owned(),
             ));
         }
-        // A predecessor's leases end by themselves after one lease time; until then they are freed as they are found.
-        if began.elapsed() <= self.config.postgres.lease + Duration::from_secs(5) {
+        if began.elapsed() >= rounds.sweep_at {
             self.sweep(&mut session, process)?;
+            // What was on its way to PostgreSQL when a predecessor died comes within its timeouts; what comes later expires.
+            rounds.sweep_at = (began.elapsed() * 2).max(ROUND);
         }
-        if Instant::now() >= *count_at {
+        if Instant::now() >= rounds.count_at {
             let counting = Instant::now();
             let gauges = session.gauges()?;
             self.show(&gauges);
-            *oldest = Some(Oldest { read_at: counting, open: gauges.oldest_open_age, due: gauges.oldest_due_age });
-            *count_at = Instant::now() + COUNT.max(counting.elapsed() * 20);
+            rounds.oldest = Some(Oldest { read_at: counting, open: gauges.oldest_open_age, due: gauges.oldest_due_age });
+            rounds.count_at = Instant::now() + COUNT.max(counting.elapsed() * 20);
             self.pull_in(&mut session)?;
         }
         Ok(())
@@ -185,11 +180,10 @@ impl Upkeep {
 
     fn sweep(&self, session: &mut Session, process: ProcessId) -> Result<(), StoreError> {
         let Some(instance) = self.instance else { return Ok(()) };
-        for dead in session.predecessors(instance, process)? {
+        for (dead, lease) in session.predecessors(instance, process)? {
             let mut freed = 0;
             loop {
-                // Its lease may have been longer than ours is now; a day covers every setting that makes sense.
-                match session.sweep(dead, Duration::from_secs(86_400))? {
+                match session.sweep(dead, lease)? {
                     0 => break,
                     n => freed += n,
                 }
@@ -249,6 +243,14 @@ impl Upkeep {
             self.health.go("upkeep", "paused");
         }
     }
+}
+
+/// When what is due again.
+struct Rounds {
+    count_at: Instant,
+    /// Since the start.
+    sweep_at: Duration,
+    oldest: Option<Oldest>,
 }
 
 /// Ages as last read; they keep growing while PostgreSQL is away.

@@ -324,6 +324,18 @@ fn a_restart_after_kill_9_moves_what_the_dead_process_held() {
 }
 
 #[test]
+fn a_thread_that_ends_ends_the_process() {
+    let topic = Topic::new(1);
+    let mut relay = Relay::new(&topic.name, "http://127.0.0.1:1/", "");
+    relay.start();
+    eventually("it is registered", || relay.count("select count(*) from process") == 1);
+    // As after a restore from a backup: upkeep has no row to beat for, and gives up.
+    relay.sql().batch_execute("delete from process").expect("deleted");
+    assert_eq!(relay.wait().code(), Some(1), "systemd restarts it");
+    assert!(relay.log().contains("thread upkeep has ended"), "{}", relay.log());
+}
+
+#[test]
 fn the_status_command_works_with_and_without_the_daemon() {
     let (topic, ledger) = (Topic::new(1), Ledger::start());
     topic.transactions(ids("x", 0..10));
