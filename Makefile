@@ -51,6 +51,8 @@ install: build ## binary, unit, example configuration and documents, under DESTD
 	install -d -m 755 $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|/usr/bin/txrelay|$(PREFIX)/bin/txrelay|' 'systemd/txrelay@.service' > '$(DESTDIR)$(PREFIX)/lib/systemd/system/txrelay@.service'
 	chmod 644 '$(DESTDIR)$(PREFIX)/lib/systemd/system/txrelay@.service'
+	install -D -m 644 systemd/txrelay.sysusers '$(DESTDIR)$(PREFIX)/lib/sysusers.d/txrelay.conf'
 	install -D -m 644 etc/txrelay.toml $(DESTDIR)/etc/txrelay/txrelay.toml.example
+	install -D -m 644 etc/txrelay.toml $(DESTDIR)$(PREFIX)/share/doc/txrelay/txrelay.toml
 	for doc in README.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE; do \
 	  install -D -m 644 $$doc $(DESTDIR)$(PREFIX)/share/doc/txrelay/$$doc || exit 1; done

@@ -25,6 +25,31 @@ use crate::source::{self, TroubleKind};
 use crate::store::{ERROR_KINDS, LeaseTime, Link, Pool, Room};
 use crate::upkeep::Upkeep;
 
+/// What was last said about the health.
+#[derive(Default)]
+struct Said {
+    words: String,
+    reasons: Vec<&'static str>,
+    logged: Option<Instant>,
+}
+
+impl Said {
+    /// `STATUS=` follows every word; the log says when the reasons change, and while there are any once a minute.
+    fn say(&mut self, health: &Health, now: Instant) {
+        let words = health.words();
+        if words != self.words {
+            systemd::status(&words);
+        }
+        let reasons: Vec<&'static str> = health.waits().into_iter().map(|(reason, _)| reason).collect();
+        let a_minute_ago = self.logged.is_none_or(|at| now.saturating_duration_since(at) >= Duration::from_secs(60));
+        if reasons != self.reasons || (a_minute_ago && !reasons.is_empty()) || self.logged.is_none() {
+            log::info!("{words}");
+            self.logged = Some(now);
+        }
+        (self.words, self.reasons) = (words, reasons);
+    }
+}
+
 /// The threads that run, by name, and what stops which of them.
 struct Running {
     exits: Receiver<Exit>,
@@ -45,7 +70,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     systemd::ready();
     log::info!(pipeline = config.name.as_str(); "txrelay {} relays {} to {}", VERSION,
         config.kafka.topics.join(", "), config.downstream.origin());
-    let mut last_words = String::new();
+    let mut said = Said::default();
     let failed = loop {
         select! {
             recv(asks) -> asked => match asked {
@@ -55,12 +80,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             },
             recv(running.exits) -> exit => break exit.ok(),
             default(Duration::from_secs(1)) => {
-                let words = running.health.words();
-                if words != last_words {
-                    systemd::status(&words);
-                    log::info!("{words}");
-                    last_words = words;
-                }
+                said.say(&running.health, Instant::now());
             }
         }
     };
@@ -193,61 +213,67 @@ fn start(config: &Arc<Config>) -> anyhow::Result<Running> {
 
 /// Consumer and claimer first, then the workers (the request in hand is finished, the rest given back), the settler (it
 /// flushes), upkeep, and last the exporter. A second signal, or the end of `time`, ends it at once.
-fn stop(mut running: Running, time: Duration, asks: &Receiver<Asked>) -> anyhow::Result<()> {
+fn stop(running: Running, time: Duration, asks: &Receiver<Asked>) -> anyhow::Result<()> {
     let began = Instant::now();
     let by = began + time;
     systemd::stopping();
     systemd::extend_timeout(time + Duration::from_secs(5));
     running.health.stopping();
     log::info!("stopping: at most {time:?}");
-    running.intake.stop(by);
-    let is_intake = |name: &str| matches!(name, "consumer" | "claimer" | "settler") || name.starts_with("worker-");
-    let mut order = Vec::new();
-    let mut result = wait_for(&mut running.alive, &running.exits, is_intake, by, asks, &mut order);
-    running.upkeep.stop(by);
-    result = result.and(wait_for(&mut running.alive, &running.exits, |name| name == "upkeep", by, asks, &mut order));
-    running.exporter.stop(by);
-    result = result.and(wait_for(&mut running.alive, &running.exits, |name| name == "exporter", by, asks, &mut order));
-    log::info!("stopped in {:?}: {}", began.elapsed(), order.join(", "));
-    result
+    // The state file's lock is held to the end.
+    let Running { exits, alive, intake, upkeep, exporter, _instance, .. } = running;
+    let mut ending = Ending { alive, exits: &exits, asks, began, by, ended: Vec::new(), failed: None };
+    intake.stop(by);
+    ending.wait_for("consumer and claimer", |name| name == "consumer" || name == "claimer")?;
+    ending.wait_for("workers", |name| name.starts_with("worker-"))?;
+    ending.wait_for("settler", |name| name == "settler")?;
+    upkeep.stop(by);
+    ending.wait_for("upkeep", |name| name == "upkeep")?;
+    exporter.stop(by);
+    ending.wait_for("exporter", |name| name == "exporter")?;
+    log::info!("stopped: {}", ending.ended.join(", "));
+    ending.failed.map_or(Ok(()), Err)
 }
 
-/// Waits until no thread of a group runs. Thread names go to `order` as they end, workers as one.
-fn wait_for(
-    alive: &mut BTreeSet<String>,
-    exits: &Receiver<Exit>,
-    in_group: impl Fn(&str) -> bool,
+/// A stop on its way.
+struct Ending<'a> {
+    alive: BTreeSet<String>,
+    exits: &'a Receiver<Exit>,
+    asks: &'a Receiver<Asked>,
+    began: Instant,
     by: Instant,
-    asks: &Receiver<Asked>,
-    order: &mut Vec<String>,
-) -> anyhow::Result<()> {
-    let mut result = Ok(());
-    while alive.iter().any(|name| in_group(name)) {
-        let left: Vec<&str> = alive.iter().map(String::as_str).filter(|name| in_group(name)).collect();
-        select! {
-            recv(exits) -> exit => {
-                let Ok(exit) = exit else { break };
-                alive.remove(&exit.thread);
-                if let Err(error) = exit.result {
-                    log::error!("thread {} failed while stopping: {error:#}", exit.thread);
-                    result = Err(error);
-                }
-                let name = if exit.thread.starts_with("worker-") { "workers".to_owned() } else { exit.thread };
-                if !(name == "workers" && alive.iter().any(|other| other.starts_with("worker-"))) {
-                    order.push(name);
-                }
+    /// Groups that have ended, and when.
+    ended: Vec<String>,
+    failed: Option<anyhow::Error>,
+}
+
+impl Ending<'_> {
+    /// Waits until no thread of a group runs.
+    fn wait_for(&mut self, group: &str, is_in_group: impl Fn(&str) -> bool) -> anyhow::Result<()> {
+        loop {
+            let left: Vec<&str> = self.alive.iter().map(String::as_str).filter(|name| is_in_group(name)).collect();
+            if left.is_empty() {
+                self.ended.push(format!("{group} after {} ms", self.began.elapsed().as_millis()));
+                return Ok(());
             }
-            recv(asks) -> asked => {
-                if asked == Ok(Asked::Stop) {
-                    anyhow::bail!("stopped at once by a second signal; still running: {}", left.join(", "));
+            select! {
+                recv(self.exits) -> exit => {
+                    let Ok(exit) = exit else { anyhow::bail!("{} ended without a word", left.join(", ")) };
+                    self.alive.remove(&exit.thread);
+                    if let Err(error) = exit.result {
+                        log::error!("thread {} failed while stopping: {error:#}", exit.thread);
+                        self.failed = Some(error);
+                    }
                 }
-            }
-            default(by.saturating_duration_since(Instant::now())) => {
-                anyhow::bail!("shutdown.timeout is over; still running: {}", left.join(", "));
+                recv(self.asks) -> asked => {
+                    anyhow::ensure!(asked != Ok(Asked::Stop), "stopped at once by a second signal; still running: {}", left.join(", "));
+                }
+                default(self.by.saturating_duration_since(Instant::now())) => {
+                    anyhow::bail!("shutdown.timeout is over; still running: {}", left.join(", "));
+                }
             }
         }
     }
-    result
 }
 
 fn dump(running: &Running) {

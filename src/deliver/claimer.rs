@@ -104,6 +104,7 @@ impl Claimer {
         }
         if !claimed.too_much.is_empty() {
             self.link.run(|session| session.give_back(&claimed.too_much))?;
+            self.metrics.given_back_total.inc_by(claimed.too_much.len() as u64);
             self.room.want(CLAIM_LIMITS[1]);
             return Ok(self.poll);
         }
