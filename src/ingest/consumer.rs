@@ -119,7 +119,6 @@ impl Consumer {
             },
             recv(self.stop.signal()) -> _ => return Ok(()),
         }
-        self.health.wait("consumer", "kafka", "connecting to Kafka");
         loop {
             let why = match (self.open)() {
                 Ok(mut source) => {

@@ -46,7 +46,6 @@ pub struct Upkeep {
 impl Upkeep {
     /// Opens the store, tells the others the process's number, and keeps order until told to stop.
     pub fn run(mut self, opened: &[Sender<ProcessId>]) -> anyhow::Result<()> {
-        self.health.wait("upkeep", "postgres", "connecting to PostgreSQL");
         let Some(process) = self.open()? else { return Ok(()) };
         for thread in opened {
             // A thread that is gone has been reported by itself.
