@@ -116,7 +116,7 @@ fn start(config: &Arc<Config>) -> anyhow::Result<Running> {
     let health = Health::new(metrics.clone());
     // Before any thread runs: /readyz must not say yes in between.
     health.wait("upkeep", "postgres", "connecting to PostgreSQL");
-    health.wait("consumer", "kafka", "connecting to Kafka");
+    health.wait("consumer", "kafka", "Kafka, which waits for PostgreSQL");
     let time = LeaseTime { lease: config.postgres.lease, timeout: config.downstream.timeout };
     let room = Room::new(config.downstream.workers, time);
     let flow = Flow::new();

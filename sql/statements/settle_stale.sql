@@ -1,5 +1,5 @@
 -- Refused settles keep their history and change nothing: ids $1, leases $2, attempts $3, outcomes $4, statuses $5, sent $6,
--- latencies $7, errors $8. One whose attempt row already carries this lease was settled by us before a lost COMMIT answer.
+-- latencies $7, errors $8. One whose attempt row already carries this lease was settled by us before a lost commit answer.
 -- Returns the ids that were stale.
 insert into attempt (tx_id, lease, n, outcome, http_status, sent, latency_ms, stale, error)
 select u.id, u.lease, u.n, u.outcome, u.status, u.sent, u.ms, true, u.error

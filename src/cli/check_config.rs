@@ -3,8 +3,6 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use postgres::config::Host;
-
 use super::{Exit, load, say};
 use crate::config::value::show_duration;
 use crate::config::{Config, Method, OnLostPosition, Start, visible};
@@ -47,7 +45,7 @@ fn summary(config: &Config) -> String {
     }
     line("id", id(&config.transaction_id));
     let role = if postgres.migrate { "may change it" } else { "never changes it" };
-    line("stores in", format!("{}, schema {}, {role}", database(&postgres.client), postgres.schema));
+    line("stores in", format!("{}, schema {}, {role}", postgres.place(), postgres.schema));
     let method = match downstream.method {
         Method::Post => "POST",
         Method::Put => "PUT",
@@ -71,23 +69,6 @@ fn id(rule: &IdRule) -> String {
             let escaped = tokens.iter().map(|t| t.replace('~', "~0").replace('/', "~1"));
             format!("the value at /{}", escaped.collect::<Vec<_>>().join("/"))
         }
-    }
-}
-
-fn database(client: &postgres::Config) -> String {
-    let ports = client.get_ports();
-    let hosts = client.get_hosts().iter().enumerate().map(|(n, host)| match host {
-        Host::Tcp(name) => format!("{name}:{}", ports.get(n).or(ports.first()).copied().unwrap_or(5432)),
-        Host::Unix(folder) => folder.display().to_string(),
-    });
-    let hosts: Vec<String> = if client.get_hosts().is_empty() {
-        client.get_hostaddrs().iter().map(ToString::to_string).collect()
-    } else {
-        hosts.collect()
-    };
-    match client.get_dbname() {
-        Some(name) => format!("{} database {name}", hosts.join(", ")),
-        None => hosts.join(", "),
     }
 }
 

@@ -120,6 +120,27 @@ impl std::fmt::Debug for Postgres {
     }
 }
 
+impl Postgres {
+    /// Hosts, ports and database, for people: no user and no password.
+    pub fn place(&self) -> String {
+        let client = &self.client;
+        let ports = client.get_ports();
+        let hosts = client.get_hosts().iter().enumerate().map(|(n, host)| match host {
+            postgres::config::Host::Tcp(name) => format!("{name}:{}", ports.get(n).or(ports.first()).copied().unwrap_or(5432)),
+            postgres::config::Host::Unix(folder) => folder.display().to_string(),
+        });
+        let hosts: Vec<String> = if client.get_hosts().is_empty() {
+            client.get_hostaddrs().iter().map(ToString::to_string).collect()
+        } else {
+            hosts.collect()
+        };
+        match client.get_dbname() {
+            Some(name) => format!("{} database {name}", hosts.join(", ")),
+            None => hosts.join(", "),
+        }
+    }
+}
+
 /// HTTP method of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {

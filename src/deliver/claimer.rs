@@ -12,8 +12,9 @@ use crate::ops::stop::Stop;
 use crate::ops::throttle::Throttle;
 use crate::store::{CLAIM_LIMITS, Claimant, Claims, Floor, LeaseTime, Leased, Link, ProcessId, Room, StoreError};
 
-/// The longest time without a look, whatever the load: a lost wake-up costs a second, not a delivery.
-const POLL: Duration = Duration::from_secs(1);
+/// The longest time without a look, whatever the load: a lost wake-up costs a second, not a delivery. Somewhat less than the
+/// second for which a short claim lets fresh rows be born leased.
+const POLL: Duration = Duration::from_millis(800);
 
 /// Takes what is due.
 pub struct Claimer {
@@ -23,7 +24,7 @@ pub struct Claimer {
     pub room: Arc<Room>,
     /// Length of leases.
     pub time: LeaseTime,
-    /// Longest time without a look; one second but for tests that prove the wake-up.
+    /// Longest time without a look; [`Claimer::POLL`] but for tests that prove the wake-up.
     pub poll: Duration,
     /// See `Flow::unsettled`.
     pub unsettled: Arc<AtomicBool>,
@@ -105,8 +106,8 @@ impl Claimer {
         if !claimed.too_much.is_empty() {
             self.link.run(|session| session.give_back(&claimed.too_much))?;
             self.metrics.given_back_total.inc_by(claimed.too_much.len() as u64);
-            self.room.want(CLAIM_LIMITS[1]);
-            return Ok(self.poll);
+            // Memory is full of large payloads: a moment, so that workers can take some, and not a loop of claims.
+            return Ok(Duration::from_millis(100));
         }
         if !claims.short {
             return Ok(Duration::ZERO);

@@ -19,6 +19,14 @@ struct Pending {
     reservation: Option<Reservation>,
 }
 
+/// What became of one try.
+enum Tried {
+    Done(Ingested),
+    /// It was in doubt, and was not committed.
+    NotDone,
+    Failed(StoreError),
+}
+
 impl Consumer {
     /// Commits what was read, and moves quiet partitions over markers. `None`: done.
     pub(super) fn commit(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
@@ -75,20 +83,25 @@ impl Consumer {
     fn persist(&mut self, source: &mut dyn MessageSource, pending: &mut Pending) -> Result<Ingested, Leave> {
         let first = Instant::now();
         let mut paused = false;
+        // Whether the last try may have been committed without our knowing.
+        let mut in_doubt = false;
         let done = loop {
-            self.lease(pending);
-            let (writer, topics) = (self.writer(), &self.topics);
-            let error = match self.link.run(|session| session.ingest(writer, topics, &pending.batch)) {
-                Ok(done) => break done,
-                Err(error) => error,
-            };
-            match &error {
-                StoreError::Fenced(why) => return Err(Leave::Rebuild(why.clone())),
-                StoreError::Value(why) => {
-                    self.set_aside(pending, why)?;
+            let tried = if in_doubt { self.look_after_lost_commit(pending)? } else { self.try_once(pending) };
+            match tried {
+                Tried::Done(done) => break done,
+                Tried::NotDone => {
+                    in_doubt = false;
                     continue;
                 }
-                _ => self.store_trouble(&error),
+                Tried::Failed(StoreError::Fenced(why)) => return Err(Leave::Rebuild(why)),
+                Tried::Failed(StoreError::Value(why)) => {
+                    self.set_aside(pending, &why)?;
+                    continue;
+                }
+                Tried::Failed(error) => {
+                    in_doubt |= matches!(error, StoreError::Connection(_));
+                    self.store_trouble(&error);
+                }
             }
             if self.stop.wait(self.link.pause(rand::random())) {
                 // Nothing is lost: what was not committed is read again.
@@ -101,11 +114,6 @@ impl Consumer {
                 }
                 self.stay_in_group(source)?;
             }
-            if matches!(error, StoreError::Connection(_))
-                && let Some(done) = self.look_after_lost_commit(pending)?
-            {
-                break done;
-            }
         };
         if paused {
             source.resume();
@@ -113,6 +121,15 @@ impl Consumer {
         self.health.go("consumer", "postgres");
         self.metrics.commit_duration_seconds.with_label_values(&["ingest"]).observe(pending.began.elapsed().as_secs_f64());
         Ok(done)
+    }
+
+    fn try_once(&mut self, pending: &mut Pending) -> Tried {
+        self.lease(pending);
+        let (writer, topics) = (self.writer(), &self.topics);
+        match self.link.run(|session| session.ingest(writer, topics, &pending.batch)) {
+            Ok(done) => Tried::Done(done),
+            Err(error) => Tried::Failed(error),
+        }
     }
 
     /// New rows are born leased if they may overtake nobody and there is room for all of them.
@@ -128,28 +145,32 @@ impl Consumer {
         pending.began = Instant::now();
     }
 
-    /// After a lost connection nobody knows whether the COMMIT was done; the positions know. `None`: it was not, or
-    /// PostgreSQL is still away (then the next try finds out).
-    fn look_after_lost_commit(&mut self, pending: &Pending) -> Result<Option<Ingested>, Leave> {
+    /// After a lost connection nobody knows whether the COMMIT was done; the positions know. Until they have been read,
+    /// nothing is tried again: the rows of a committed batch carry its lease, and it must not be drawn anew.
+    fn look_after_lost_commit(&mut self, pending: &Pending) -> Result<Tried, Leave> {
         let advances = &pending.batch.advances;
         let at: Vec<TopicPartition> = advances.iter().map(|advance| advance.at.clone()).collect();
-        let Ok(stored) = self.link.run(|session| session.positions(&at)) else { return Ok(None) };
+        let stored = match self.link.run(|session| session.positions(&at)) {
+            Ok(stored) => stored,
+            Err(error) => return Ok(Tried::Failed(error)),
+        };
         let find = |at: &TopicPartition| stored.iter().find(|position| position.at == *at);
         let all = |offset: fn(&Advance) -> i64| {
             advances.iter().all(|a| find(&a.at).is_some_and(|p| p.epoch == a.epoch && p.next_offset == offset(a)))
         };
         if all(|advance| advance.expected) {
-            return Ok(None);
+            return Ok(Tried::NotDone);
         }
         if !all(|advance| advance.new) {
             return Err(Leave::Rebuild("after a lost connection the positions in PostgreSQL are somebody else's".to_owned()));
         }
-        log::info!("the batch was committed although its answer was lost");
-        let rows = match pending.batch.lease {
-            Some(lease) => self.link.run(|session| session.leased_rows(&pending.batch, lease)).unwrap_or_default(),
+        let rows = match pending.batch.lease.map(|lease| self.link.run(|session| session.leased_rows(&pending.batch, lease))) {
             None => Vec::new(),
+            Some(Ok(rows)) => rows,
+            Some(Err(error)) => return Ok(Tried::Failed(error)),
         };
-        Ok(Some(Ingested { new: rows, ..Ingested::default() }))
+        log::info!("the batch was committed although its answer was lost");
+        Ok(Tried::Done(Ingested { new: rows, ..Ingested::default() }))
     }
 
     /// PostgreSQL refuses some value of the batch: whose it is is found by halving, and that record is rejected.

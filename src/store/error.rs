@@ -32,6 +32,16 @@ pub enum StoreError {
 pub const ERROR_KINDS: [&str; 7] = ["connection", "busy", "value", "fenced", "unusable", "not_permitted", "other"];
 
 impl StoreError {
+    /// The same with the server's place, for a failure to connect.
+    pub(super) fn at(self, place: &str) -> Self {
+        let with = |text: String| format!("{place}: {text}");
+        match self {
+            Self::Connection(text) => Self::Connection(with(text)),
+            Self::Other(text) => Self::Other(with(text)),
+            other => other,
+        }
+    }
+
     /// For the label of `postgres_errors_total`.
     pub fn kind(&self) -> &'static str {
         match self {

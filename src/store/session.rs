@@ -87,7 +87,9 @@ pub struct Role {
 impl Session {
     /// Connects within the configuration's `connect_timeout`; several hosts are tried in their order.
     pub fn connect(postgres: &config::Postgres, role: &Role) -> Result<Self, StoreError> {
-        let mut client = client_config(postgres, role).connect(NoTls)?;
+        let connected = client_config(postgres, role).connect(NoTls).map_err(StoreError::from);
+        // Which server refuses is half of the answer.
+        let mut client = connected.map_err(|error| error.at(&postgres.place()))?;
         client.batch_execute(&settings(&postgres.schema))?;
         Ok(Self { client: Connection::Own(Box::new(client)), prepared: HashMap::new() })
     }

@@ -77,7 +77,7 @@ impl Upkeep {
             self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
             let reason = if matches!(error, StoreError::Connection(_)) { "postgres" } else { "schema" };
             self.health.go("upkeep", if reason == "postgres" { "schema" } else { "postgres" });
-            self.health.wait("upkeep", reason, error.to_string());
+            self.health.wait("upkeep", reason, format!("PostgreSQL: {error}"));
             if let Some(note) = throttle.admit(&error.to_string(), Instant::now()) {
                 log::warn!("waiting for PostgreSQL: {error}{note}");
             }

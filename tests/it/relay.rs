@@ -278,6 +278,7 @@ fn a_record_is_in_postgresql_before_its_kafka_offset_can_be_committed() {
     eventually("all settled", || relay.count("select count(*) from delivery") == 0);
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
     delivered(&ledger, &sent);
+    assert!(relay.log().contains("was committed although its answer was lost"), "no COMMIT was in doubt:\n{}", relay.log());
     relay.balanced();
     assert_eq!(committed(&relay, &topic.name, 1), sent.len() as i64, "a clean stop commits what is stored");
 }
