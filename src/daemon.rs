@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, select, unbounded};
+use sha2::{Digest, Sha256};
 
 use crate::config::Config;
 use crate::core::backoff::Policy;
@@ -145,6 +146,7 @@ fn start(config: &Arc<Config>) -> anyhow::Result<Running> {
         instance: instance.as_ref().map(|instance| instance.id),
         metrics: metrics.clone(),
         health: health.clone(),
+        throttle: Throttle::per_minute(),
         stop: stop_upkeep,
     };
     thread("upkeep".into(), Box::new(move || keeper.run(&[to_consumer, to_claimer, to_settler])))?;
@@ -186,6 +188,7 @@ fn start(config: &Arc<Config>) -> anyhow::Result<Running> {
         room: room.clone(),
         time,
         poll: Claimer::POLL,
+        fitting: 500,
         unsettled: flow.unsettled.clone(),
         metrics: metrics.clone(),
         health: health.clone(),
@@ -194,7 +197,7 @@ fn start(config: &Arc<Config>) -> anyhow::Result<Running> {
     let (handoff, wake) = (flow.handoff.0.clone(), flow.wake.1);
     thread("claimer".into(), Box::new(move || claimer.run(&for_claimer, &wake, &handoff)))?;
 
-    let static_member = instance.as_ref().map(|instance| format!("txrelay-{}-{}", config.name, instance.id));
+    let static_member = instance.as_ref().map(|instance| static_member(config, instance));
     let kafka = config.kafka.clone();
     let consumer = Consumer::new(ConsumerParts {
         config: config.clone(),
@@ -212,6 +215,17 @@ fn start(config: &Arc<Config>) -> anyhow::Result<Running> {
 
     // What is left of `flow` here would keep threads from ending: it goes out of scope, and with it the last ends of main.
     Ok(Running { exits, alive, intake, upkeep, exporter, health, metrics, _instance: instance })
+}
+
+/// The `group.instance.id`: this installation's, so that it has its partitions again at once after a restart, and its topics':
+/// Kafka gives a static member that comes back its old assignment without looking at what it subscribes to now, and a topic
+/// that was added to the file would not be read until something else moved the group.
+fn static_member(config: &Config, instance: &Instance) -> String {
+    let mut topics = config.kafka.topics.clone();
+    topics.sort();
+    let hash = Sha256::digest(topics.join("\n"));
+    let mark: String = hash[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("txrelay-{}-{}-{mark}", config.name, instance.id)
 }
 
 /// Consumer and claimer first, then the workers (the request in hand is finished, the rest given back), the settler (it

@@ -30,6 +30,8 @@ pub struct Claimer {
     pub unsettled: Arc<AtomicBool>,
     /// Series.
     pub metrics: Metrics,
+    /// How many rows fitted into the room last time; begin with any number.
+    pub fitting: usize,
     /// What it waits for.
     pub health: Health,
     /// Told to stop, it claims nothing more.
@@ -45,7 +47,8 @@ impl Claimer {
         let process = select! {
             recv(process) -> process => match process {
                 Ok(process) => process,
-                Err(_) => return Ok(()),
+                // Upkeep has ended, and says why by itself.
+                Err(_) => return self.stop.wait_for_it(),
             },
             recv(self.stop.signal()) -> _ => return Ok(()),
         };
@@ -75,9 +78,7 @@ impl Claimer {
                     if let Some(note) = throttle.admit(error.kind(), Instant::now()) {
                         log::warn!("failed to claim, will try again: {error}{note}");
                     }
-                    if matches!(error, StoreError::Connection(_)) {
-                        self.health.wait("claimer", "postgres", format!("PostgreSQL does not answer: {error}"));
-                    }
+                    self.health.wait("claimer", "postgres", format!("PostgreSQL: {error}"));
                     if self.stop.wait(self.link.pause(rand::random())) {
                         return Ok(());
                     }
@@ -98,7 +99,10 @@ impl Claimer {
         let from = floor.take(now);
         let (claimed, claims) = self.link.run(|session| session.claim(limit, who, from, room))?;
         floor.learn(&claims);
-        self.note(limit, &claims, claimed.rows.len(), now);
+        let rows = claimed.rows.len();
+        self.note(limit, &claims, rows, now);
+        // Large payloads fill the room before the rows do: claim no more than fits, and try more again bit by bit.
+        self.fitting = if claimed.too_much.is_empty() { self.fitting * 2 } else { rows }.clamp(1, CLAIM_LIMITS[3]);
         for leased in claimed.rows {
             // As many slots as places: never blocks. Nobody receives only when the workers are gone, and the lease ends then.
             let _ = handoff.send(leased);
@@ -113,12 +117,14 @@ impl Claimer {
             return Ok(Duration::ZERO);
         }
         let next = self.link.run(|session| session.next_due(from))?;
-        Ok(next.map_or(self.poll, |next| next.clamp(Duration::from_millis(1), self.poll)))
+        // Due, and yet nothing was claimed: paused, or another's transaction holds it. Then looking at once is no use.
+        let least = if rows == 0 { Duration::from_millis(100) } else { Duration::from_millis(1) };
+        Ok(next.map_or(self.poll, |next| next.clamp(least.min(self.poll), self.poll)))
     }
 
     /// The largest limit that there is room for.
     fn reserve(&self) -> Option<(usize, crate::store::Reservation)> {
-        let free = self.room.free_rows();
+        let free = self.room.free_rows().min(self.fitting);
         CLAIM_LIMITS
             .into_iter()
             .rev()

@@ -50,7 +50,7 @@ impl Settler {
     fn write(&mut self, process: ProcessId, batch: &mut Vec<Settlement>, throttle: &mut Throttle) -> anyhow::Result<()> {
         let began = Instant::now();
         loop {
-            let error = match self.settle(process, batch) {
+            let error = match self.settle(process, batch, throttle) {
                 Ok(stale) => {
                     self.unsettled.store(false, Ordering::Release);
                     self.health.go("settler", "postgres");
@@ -67,9 +67,7 @@ impl Settler {
             if let Some(note) = throttle.admit(error.kind(), Instant::now()) {
                 log::warn!(outcomes = batch.len(); "failed to write {} outcomes, they are kept and written again: {error}{note}", batch.len());
             }
-            if matches!(error, StoreError::Connection(_)) {
-                self.health.wait("settler", "postgres", format!("PostgreSQL does not answer: {error}"));
-            }
+            self.health.wait("settler", "postgres", format!("PostgreSQL: {error}"));
             anyhow::ensure!(
                 !self.stop.is_overdue(),
                 "gave up writing {} outcomes at the end of shutdown.timeout: their leases end, and they are sent again",
@@ -84,17 +82,25 @@ impl Settler {
         }
     }
 
-    /// One batch; one that PostgreSQL refuses for a value is halved until the culprit settles without its text.
-    fn settle(&mut self, process: ProcessId, batch: &[Settlement]) -> Result<usize, StoreError> {
-        match self.link.run(|session| session.settle(process, batch)) {
-            Err(StoreError::Value(reason)) if batch.len() > 1 => {
-                log::warn!("PostgreSQL refuses a text among {} outcomes ({reason}): it is looked for", batch.len());
-                let (left, right) = batch.split_at(batch.len() / 2);
-                Ok(self.settle(process, left)? + self.settle(process, right)?)
-            }
-            Err(StoreError::Value(_)) => {
-                let bare: Vec<Settlement> = batch.iter().cloned().map(Settlement::without_text).collect();
-                self.link.run(|session| session.settle(process, &bare))
+    /// One batch; one that PostgreSQL refuses is halved until the culprit is alone. It settles without its text; if that is
+    /// refused too (somebody changed rows by hand), it is left to its lease, loudly, so that it cannot hold up the others.
+    fn settle(&mut self, process: ProcessId, batch: &[Settlement], throttle: &mut Throttle) -> Result<usize, StoreError> {
+        let reason = match self.link.run(|session| session.settle(process, batch)) {
+            Err(StoreError::Value(reason) | StoreError::Constraint(reason)) => reason,
+            other => return other,
+        };
+        if batch.len() > 1 {
+            let (left, right) = batch.split_at(batch.len() / 2);
+            return Ok(self.settle(process, left, throttle)? + self.settle(process, right, throttle)?);
+        }
+        let bare: Vec<Settlement> = batch.iter().cloned().map(Settlement::without_text).collect();
+        if let Some(note) = throttle.admit("refused outcome", Instant::now()) {
+            log::warn!("PostgreSQL refuses an outcome ({reason}): it is written without its text{note}");
+        }
+        match self.link.run(|session| session.settle(process, &bare)) {
+            Err(StoreError::Value(reason) | StoreError::Constraint(reason)) => {
+                log::error!(tx = bare[0].id; "the outcome of tx.id {} cannot be written ({reason}): it is sent again when its lease ends", bare[0].id);
+                Ok(0)
             }
             other => other,
         }

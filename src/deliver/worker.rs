@@ -123,9 +123,10 @@ fn judge(answer: Answer) -> (Tried, Option<Duration>) {
     let latency = answer.latency;
     match answer.result {
         Ok(response) => {
-            let outcome = classify_status(response.status, response.retry_after.is_some());
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
             let retry_after = response.retry_after.as_deref().and_then(|text| parse_retry_after(text, now));
+            // One that says nothing is not there.
+            let outcome = classify_status(response.status, retry_after.is_some());
             let tried = Tried { outcome, status: Some(response.status), sent: Sent::Yes, latency, error: response.text };
             (tried, retry_after)
         }

@@ -13,7 +13,9 @@ use crate::source::{MessageSource, SourceError, TopicInfo, Watermarks};
 use crate::store::{Gap, Position, StoreError};
 
 /// One request to the cluster.
-const REQUEST: Duration = Duration::from_secs(5);
+const REQUEST: Duration = Duration::from_secs(3);
+/// Shortest and longest wait before parked partitions are tried again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// A position above its log's end is believed when it is seen again after this time: a leader may lag for a moment.
 const BELIEVE_TRUNCATION: Duration = Duration::from_secs(30);
 
@@ -39,74 +41,95 @@ impl From<SourceError> for Unready {
 
 impl Consumer {
     /// Begins to read partitions that the group has assigned, at PostgreSQL's positions. What cannot be read yet is parked
-    /// and tried again by `check`.
+    /// and tried again, after waits that grow; one partition without a leader must not keep the others.
     pub(super) fn take_up(&mut self, source: &mut dyn MessageSource, partitions: &[TopicPartition]) -> Option<Leave> {
-        let unready = match self.positions_to_read(source, partitions) {
-            Ok(ready) => {
-                self.health.go("consumer", "postgres");
-                let start: Vec<(TopicPartition, i64)> = ready.iter().map(|p| (p.at.clone(), p.next_offset)).collect();
-                let parked: Vec<TopicPartition> =
-                    partitions.iter().filter(|at| !start.iter().any(|(started, _)| started == *at)).cloned().collect();
-                if let Err(error) = source.start(&start).and_then(|()| source.park(&parked)) {
-                    return Some(Leave::Rebuild(error.to_string()));
-                }
-                if !ready.is_empty() {
-                    self.health.go("consumer", "kafka");
-                    log::info!(partitions = ready.len(); "reading {} partitions", ready.len());
-                }
-                for position in ready {
-                    self.metrics
-                        .kafka_position
-                        .with_label_values(&[&*position.at.topic, &position.at.partition.to_string()])
-                        .set(position.next_offset);
-                    self.held.insert(position.at.clone(), Held { position: Some(position) });
-                }
-                if parked.is_empty() {
-                    self.health.go("consumer", "partition");
-                }
-                return None;
-            }
-            Err(unready) => unready,
-        };
+        let ready = self.positions_to_read(source, partitions).unwrap_or_else(|unready| {
+            self.say_unready(unready);
+            Vec::new()
+        });
+        let start: Vec<(TopicPartition, i64)> = ready.iter().map(|p| (p.at.clone(), p.next_offset)).collect();
+        let is_ready = |at: &TopicPartition| start.iter().any(|(started, _)| started == at);
+        let parked: Vec<TopicPartition> = partitions.iter().filter(|at| !is_ready(at)).cloned().collect();
+        if let Err(error) = source.start(&start).and_then(|()| source.park(&parked)) {
+            return Some(Leave::Rebuild(error.to_string()));
+        }
+        if !ready.is_empty() {
+            self.health.go("consumer", "postgres");
+            log::info!(partitions = ready.len(); "reading {} partitions", ready.len());
+        }
+        for position in ready {
+            let labels = [&*position.at.topic, &position.at.partition.to_string()];
+            self.metrics.kafka_position.with_label_values(&labels).set(position.next_offset);
+            self.held.insert(position.at.clone(), Held { position: Some(position) });
+        }
+        let pause = if parked.is_empty() { Duration::ZERO } else { (self.parked_until.1 * 2).clamp(RETRY.0, RETRY.1) };
+        self.parked_until = (Instant::now() + pause, pause);
+        if parked.is_empty() {
+            self.health.go("consumer", "kafka");
+        }
+        None
+    }
+
+    fn say_unready(&mut self, unready: Unready) {
         match unready {
             Unready::Store(error) => self.store_trouble(&error),
-            Unready::Source(error) => self.health.wait("consumer", "kafka", format!("Kafka: {error}")),
+            Unready::Source(error) => {
+                if let Some(note) = self.throttle.admit("unready", Instant::now()) {
+                    log::warn!("some partitions cannot be read yet: {error}{note}");
+                }
+                self.health.wait("consumer", "kafka", format!("Kafka: {error}"));
+            }
             Unready::Person(words) => {
-                if let Some(note) = self.throttle.admit("start", Instant::now()) {
+                if let Some(note) = self.throttle.admit(&words, Instant::now()) {
                     log::error!("{words}{note}");
                 }
                 self.health.wait("consumer", "kafka", words);
             }
         }
-        source.park(partitions).err().map(|error| Leave::Rebuild(error.to_string()))
     }
 
+    /// Those of `partitions` that can be read, owned and with their positions; why the others cannot is said.
+    /// Fails where nothing can be known about any of them.
     fn positions_to_read(
         &mut self,
         source: &mut dyn MessageSource,
         partitions: &[TopicPartition],
     ) -> Result<Vec<Position>, Unready> {
-        let topics = self.describe(source, partitions)?;
+        let mut topics = self.describe(source, partitions)?;
         let names: Vec<Arc<str>> = topics.keys().cloned().collect();
         self.topics.extend(self.link.run(|session| session.topics(&names))?);
-        for info in topics.values() {
-            self.begin(source, info)?;
+        for name in names {
+            match self.begin(source, &topics[&name]) {
+                Ok(()) => {}
+                Err(Unready::Store(error)) => return Err(Unready::Store(error)),
+                Err(unready) => {
+                    self.say_unready(unready);
+                    topics.remove(&name);
+                }
+            }
         }
-        let known = self.link.run(|session| session.positions(partitions))?;
+        let partitions: Vec<TopicPartition> = partitions.iter().filter(|at| topics.contains_key(&at.topic)).cloned().collect();
+        let known = self.link.run(|session| session.positions(&partitions))?;
         let mut wanted = Vec::new();
         let mut logs = HashMap::new();
         for at in partitions {
-            let log = source.watermarks(at, REQUEST)?;
+            let log = match source.watermarks(&at, REQUEST) {
+                Ok(log) => log,
+                Err(error) => {
+                    self.say_unready(Unready::Source(error));
+                    continue;
+                }
+            };
             // A partition that appeared later begins at its first record.
-            let first = known.iter().find(|p| p.at == *at).map_or(log.low, |p| p.next_offset);
-            wanted.push((at.clone(), first, topics.get(&at.topic).and_then(|info| info.id)));
-            logs.insert(at.clone(), log);
+            let first = known.iter().find(|p| p.at == at).map_or(log.low, |p| p.next_offset);
+            wanted.push((at.clone(), first, topics[&at.topic].id));
+            logs.insert(at, log);
         }
         let process = self.process;
         let owned = self.link.run(|session| session.own(process, &wanted))?;
         let mut ready = Vec::new();
         for position in owned {
-            let id = topics.get(&position.at.topic).and_then(|info| info.id);
+            let id = topics[&position.at.topic].id;
             let log = logs[&position.at];
             ready.extend(self.validate(position, log, id)?);
         }
@@ -127,10 +150,16 @@ impl Consumer {
     /// before the first fetch.
     fn begin(&mut self, source: &mut dyn MessageSource, info: &TopicInfo) -> Result<(), Unready> {
         let topic = info.topic.clone();
+        let Some(count) = info.partitions else {
+            return Err(SourceError::Request(format!(
+                "topic {topic} is assigned and yet not known to the broker that was asked"
+            ))
+            .into());
+        };
         if self.link.run(|session| session.has_positions(&topic))? {
             return Ok(());
         }
-        let partitions = (0..info.partitions.unwrap_or(0)).map(|partition| TopicPartition { topic: topic.clone(), partition });
+        let partitions = (0..count).map(|partition| TopicPartition { topic: topic.clone(), partition });
         let mut offsets = Vec::new();
         let mut present = 0;
         for at in partitions {
@@ -164,8 +193,14 @@ impl Consumer {
         } else if next < log.low {
             (log.low, Gap { incarnation: position.incarnation, from_offset: next, to_offset: log.low, reason: "retention" })
         } else if next > log.high {
-            let since = *self.above_end.entry(position.at.clone()).or_insert_with(Instant::now);
-            if since.elapsed() < BELIEVE_TRUNCATION {
+            let now = Instant::now();
+            let seen = self.above_end.entry(position.at.clone()).or_insert((now, now));
+            // An old sighting proves nothing: between the two another process may have read on.
+            if now - seen.1 > BELIEVE_TRUNCATION * 2 {
+                seen.0 = now;
+            }
+            seen.1 = now;
+            if now - seen.0 < BELIEVE_TRUNCATION {
                 let words =
                     format!("{}/{} ends at {}, before the position {next}", position.at.topic, position.at.partition, log.high);
                 self.health.wait("consumer", "partition", words);
@@ -216,10 +251,14 @@ impl Consumer {
         let infos = match source.topics(REQUEST) {
             Ok(infos) => infos,
             Err(error) => {
-                log::debug!("failed to describe the topics: {error}");
+                if let Some(note) = self.throttle.admit("describe", Instant::now()) {
+                    log::warn!("the topics cannot be described: {error}{note}");
+                }
+                self.health.wait("topics", "kafka", format!("Kafka: {error}"));
                 return None;
             }
         };
+        self.health.go("topics", "kafka");
         if infos.iter().all(|info| info.partitions.is_some()) {
             self.health.go("topics", "partition");
         }

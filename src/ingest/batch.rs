@@ -1,6 +1,7 @@
 //! The batch being built: records as read, and what they become.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use crate::core::identify::{IdRule, identify};
 use crate::core::record::{Record, TopicPartition};
@@ -17,12 +18,19 @@ pub const MAX_BYTES: usize = 8 << 20;
 pub struct Reading {
     records: Vec<Record>,
     bytes: usize,
+    since: Option<Instant>,
 }
 
 impl Reading {
+    /// Time since its first record; zero while there is none.
+    pub fn age(&self) -> Duration {
+        self.since.map(|since| since.elapsed()).unwrap_or_default()
+    }
+
     /// Every record that the source returned belongs to the batch: caps close it after adding.
     pub fn add(&mut self, record: Record) {
         self.bytes += record.size();
+        self.since.get_or_insert_with(Instant::now);
         self.records.push(record);
     }
 
@@ -50,6 +58,7 @@ impl Reading {
     /// Takes everything out.
     pub fn take(&mut self) -> Vec<Record> {
         self.bytes = 0;
+        self.since = None;
         std::mem::take(&mut self.records)
     }
 }

@@ -21,6 +21,8 @@ pub type OpenSource = Box<dyn FnMut() -> Result<Box<dyn MessageSource>, SourceEr
 
 /// How long one look for records waits.
 const POLL: Duration = Duration::from_millis(100);
+/// How long a batch that is worth a commit waits for more.
+const LINGER: Duration = Duration::from_millis(4);
 /// How often positions are read back, topic ids compared and quiet partitions moved over markers.
 const CHECK: Duration = Duration::from_secs(10);
 
@@ -41,9 +43,12 @@ pub struct Consumer {
     pub(super) held: HashMap<TopicPartition, Held>,
     pub(super) reading: Reading,
     pub(super) throttle: Throttle,
-    /// When each partition was first seen to stand above its log's end.
-    pub(super) above_end: HashMap<TopicPartition, Instant>,
-    pub(super) failures: u32,
+    /// When each partition was first and last seen to stand above its log's end.
+    pub(super) above_end: HashMap<TopicPartition, (Instant, Instant)>,
+    /// When parked partitions are tried again, and the wait that led there.
+    pub(super) parked_until: (Instant, Duration),
+    trouble_at: Option<Instant>,
+    failures: u32,
 }
 
 /// What the consumer is made of.
@@ -106,6 +111,8 @@ impl Consumer {
             reading: Reading::default(),
             throttle: Throttle::per_minute(),
             above_end: HashMap::new(),
+            parked_until: (Instant::now(), Duration::ZERO),
+            trouble_at: None,
             failures: 0,
         }
     }
@@ -115,16 +122,22 @@ impl Consumer {
         select! {
             recv(process) -> process => match process {
                 Ok(process) => self.process = process,
-                Err(_) => return Ok(()),
+                // Upkeep has ended, and says why by itself.
+                Err(_) => return self.stop.wait_for_it(),
             },
             recv(self.stop.signal()) -> _ => return Ok(()),
         }
         loop {
             let why = match (self.open)() {
                 Ok(mut source) => {
+                    let began = Instant::now();
                     let left = self.read(source.as_mut());
                     self.reading.take();
-                    self.held.clear();
+                    let held: Vec<TopicPartition> = self.held.keys().cloned().collect();
+                    self.let_go(&held);
+                    if began.elapsed() >= Duration::from_secs(60) {
+                        self.failures = 0;
+                    }
                     let deadline = self.stop.deadline().map_or(Duration::from_secs(5), |by| {
                         by.saturating_duration_since(Instant::now()).min(Duration::from_secs(5))
                     });
@@ -139,7 +152,9 @@ impl Consumer {
             };
             self.failures = self.failures.saturating_add(1);
             self.metrics.kafka_errors_total.with_label_values(&["other"]).inc();
-            log::warn!("reading starts over from the positions in PostgreSQL: {why}");
+            if let Some(note) = self.throttle.admit("starting over", Instant::now()) {
+                log::warn!("reading starts over from the positions in PostgreSQL: {why}{note}");
+            }
             self.health.wait("consumer", "kafka", format!("starting over: {why}"));
             let pause = Duration::from_millis(200).saturating_mul(1 << self.failures.min(7)).min(Duration::from_secs(20));
             if self.stop.wait(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)) {
@@ -169,13 +184,18 @@ impl Consumer {
                 Err(SourceError::Fenced(text)) => return Err(ExitWith { status: 78, text }.into()),
                 Err(error) => return Ok(Leave::Rebuild(error.to_string())),
             }
-            if !self.reading.is_empty() {
-                if let Some(leave) = self.commit(source) {
+            if !self.reading.is_empty()
+                && let Some(leave) = self.commit(source)
+            {
+                return Ok(leave);
+            }
+            if self.has_parked() && Instant::now() >= self.parked_until.0 {
+                let parked = self.parked();
+                if let Some(leave) = self.take_up(source, &parked) {
                     return Ok(leave);
                 }
-                self.failures = 0;
             }
-            if checked.elapsed() >= CHECK || self.has_parked() && checked.elapsed() >= Duration::from_secs(1) {
+            if checked.elapsed() >= CHECK {
                 checked = Instant::now();
                 if let Some(leave) = self.check(source) {
                     return Ok(leave);
@@ -185,9 +205,20 @@ impl Consumer {
         }
     }
 
-    /// A lone record goes at once; in a flood a batch waits a moment to be worth its commit.
+    /// A lone record goes at once; in a flood a batch waits a moment, counted from its first record, to be worth its commit.
     fn linger(&self) -> Duration {
-        if self.reading.len() >= 16 { Duration::from_millis(2) } else { Duration::ZERO }
+        if self.reading.len() >= 16 { LINGER.saturating_sub(self.reading.age()) } else { Duration::ZERO }
+    }
+
+    /// Partitions that are no longer this process's; their series exist while they are assigned.
+    fn let_go(&mut self, partitions: &[TopicPartition]) {
+        for at in partitions {
+            self.held.remove(at);
+            let labels = [&*at.topic, &at.partition.to_string()];
+            // Never read, it has none.
+            let _ = self.metrics.kafka_lag_records.remove_label_values(&labels);
+            let _ = self.metrics.kafka_position.remove_label_values(&labels);
+        }
     }
 
     fn event(&mut self, source: &mut dyn MessageSource, event: Polled) -> Option<Leave> {
@@ -201,14 +232,7 @@ impl Consumer {
             }
             Polled::Revoked { partitions, lost } => {
                 self.reading.forget(&partitions);
-                for at in &partitions {
-                    self.held.remove(at);
-                    self.above_end.remove(at);
-                    let labels = [&*at.topic, &at.partition.to_string()];
-                    // Series of a partition exist while it is assigned.
-                    let _ = self.metrics.kafka_lag_records.remove_label_values(&labels);
-                    let _ = self.metrics.kafka_position.remove_label_values(&labels);
-                }
+                self.let_go(&partitions);
                 log::info!(partitions = partitions.len(), lost = lost; "{} partitions moved to other processes", partitions.len());
                 if let Err(error) = source.release(&partitions) {
                     return Some(Leave::Rebuild(error.to_string()));
@@ -229,15 +253,20 @@ impl Consumer {
             log::warn!(kind = trouble.kind.label(); "Kafka: {}{note}", trouble.text);
         }
         self.health.wait("consumer", "kafka", format!("Kafka: {}", trouble.text));
-        self.metrics.kafka_up.set(0);
+        self.trouble_at = Some(Instant::now());
     }
 
     /// What the source knows without asking, once a turn.
     fn note_source(&mut self, source: &mut dyn MessageSource) {
         let up = source.is_up();
         self.metrics.kafka_up.set(i64::from(up));
-        if up && !self.has_parked() {
-            self.health.go("consumer", "kafka");
+        if !self.has_parked() {
+            self.health.go("consumer", "partition");
+            // A connection that stands says nothing of a group that refuses us: without partitions, only a longer silence does.
+            let silence = if self.held.is_empty() { Duration::from_secs(15) } else { Duration::from_secs(2) };
+            if up && self.trouble_at.is_none_or(|at| at.elapsed() >= silence) {
+                self.health.go("consumer", "kafka");
+            }
         }
         for (at, high) in source.high_watermarks() {
             if let Some(position) = self.held.get(&at).and_then(|held| held.position.as_ref()) {
@@ -247,16 +276,13 @@ impl Consumer {
         }
     }
 
-    /// Every few seconds: take up what was parked, read positions back, compare topic ids, move quiet partitions.
+    /// Every few seconds: read positions back, compare topic ids, move quiet partitions over markers.
     fn check(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
-        let parked: Vec<TopicPartition> = self.parked();
-        if !parked.is_empty() {
-            return self.take_up(source, &parked);
-        }
         if let Some(leave) = self.compare_topic_ids(source) {
             return Some(leave);
         }
-        let at: Vec<TopicPartition> = self.held.keys().cloned().collect();
+        let read = self.held.iter().filter(|(_, held)| held.position.is_some());
+        let at: Vec<TopicPartition> = read.map(|(at, _)| at.clone()).collect();
         match self.link.run(|session| session.positions(&at)) {
             Ok(stored) => {
                 self.health.go("consumer", "postgres");

@@ -183,6 +183,11 @@ impl Consumer {
                 return if self.stop.wait(self.link.pause(rand::random())) { Err(Leave::Stop) } else { Ok(()) };
             }
         };
+        if refused.is_empty() {
+            // Not a transaction's value: perhaps one of a rejected record. Nothing is skipped; a person has to look.
+            self.store_trouble(&StoreError::Value(why.to_owned()));
+            return if self.stop.wait(Duration::from_secs(1)) { Err(Leave::Stop) } else { Ok(()) };
+        }
         log::error!(records = refused.len(); "PostgreSQL refuses {} records ({why}); they are kept as rejected", refused.len());
         pending.batch.set_aside(&refused, why);
         Ok(())

@@ -54,6 +54,13 @@ impl Stop {
         self.signal.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
     }
 
+    /// Waits until told to stop: for a thread that cannot work because another has ended, which is the reason to report.
+    pub fn wait_for_it(&self) -> anyhow::Result<()> {
+        // Only its disconnection ends this.
+        let _ = self.signal.recv();
+        Ok(())
+    }
+
     /// For `select!`: becomes ready when told to stop.
     pub fn signal(&self) -> &Receiver<()> {
         &self.signal

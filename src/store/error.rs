@@ -14,6 +14,10 @@ pub enum StoreError {
     /// Nothing was done, because PostgreSQL cannot hold some value.
     #[error("{0}")]
     Value(String),
+    /// Nothing was done: a row is already there that must not be. Somebody changed rows by hand, or a sequence went back with
+    /// a stale replica; the next try draws another number.
+    #[error("{0}")]
+    Constraint(String),
     /// Another process has taken the partition, or the database went back in time: rebuild from what it holds.
     #[error("{0}")]
     Fenced(String),
@@ -29,7 +33,7 @@ pub enum StoreError {
 }
 
 /// Kinds of [`StoreError`] as the label of `postgres_errors_total`.
-pub const ERROR_KINDS: [&str; 7] = ["connection", "busy", "value", "fenced", "unusable", "not_permitted", "other"];
+pub const ERROR_KINDS: [&str; 8] = ["connection", "busy", "value", "constraint", "fenced", "unusable", "not_permitted", "other"];
 
 impl StoreError {
     /// The same with the server's place, for a failure to connect.
@@ -48,6 +52,7 @@ impl StoreError {
             Self::Connection(_) => "connection",
             Self::Busy(_) => "busy",
             Self::Value(_) => "value",
+            Self::Constraint(_) => "constraint",
             Self::Fenced(_) => "fenced",
             Self::Unusable(_) => "unusable",
             Self::NotPermitted(_) => "not_permitted",
@@ -81,6 +86,7 @@ fn by_code(code: &SqlState, text: String) -> StoreError {
         c if c.starts_with("08") || c.starts_with("28") || c.starts_with("3D") => StoreError::Connection(text),
         // Data exceptions, and what exceeds a limit (a btree row too large).
         c if c.starts_with("22") || c == "54000" => StoreError::Value(text),
+        c if c.starts_with("23") => StoreError::Constraint(text),
         "42501" => StoreError::NotPermitted(text),
         _ => StoreError::Other(text),
     }
@@ -118,6 +124,7 @@ mod tests {
             (&["40P01", "40001", "55P03", "57014"][..], "busy"),
             (&["57P01", "57P03", "08006", "08001", "28P01", "28000", "3D000", "53300", "25006"][..], "connection"),
             (&["22021", "22P05", "22001", "54000"][..], "value"),
+            (&["23505", "23514"][..], "constraint"),
             (&["42501"][..], "not_permitted"),
             (&["42P01", "53100", "XX000"][..], "other"),
         ] {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use postgres::Transaction;
 use serde_json::Value;
 
-use super::sql::{ADVANCE, INGEST, INSERT_DUPLICATES, INSERT_REJECTED, LEASED_ROWS, SEEN, TOPIC_ID};
+use super::sql::{ADVANCE, INGEST, INSERT_DUPLICATES, INSERT_REJECTED, LEASED_ROWS, NEW_TOPIC, SEEN, TOPIC_ID};
 use super::{ProcessId, Session, StoreError, slot};
 use crate::core::headers;
 use crate::core::record::{Record, TopicPartition};
@@ -96,9 +96,10 @@ const TRIES: usize = 3;
 impl Session {
     /// The numbers of these topics, made on first use.
     pub fn topics(&mut self, names: &[Arc<str>]) -> Result<Topics, StoreError> {
-        let statement = self.prepare(&TOPIC_ID)?;
+        let (statement, new) = (self.prepare(&TOPIC_ID)?, self.prepare(&NEW_TOPIC)?);
         let mut topics = Topics::new();
         for name in names {
+            self.client.execute(&new, &[&&**name])?;
             topics.insert(name.clone(), self.client.query_one(&statement, &[&&**name])?.get(0));
         }
         Ok(topics)

@@ -25,7 +25,7 @@ pub use positions::{Gap, Owned, Position};
 pub use session::{Link, Pool, Role, Session};
 pub use settle::{Settled, Settlement, Tried};
 pub use sql::{CLAIM_LIMITS, Sql, all as statements};
-pub use upkeep::{Gauges, Heartbeat, Registration, ensure_pipeline};
+pub use upkeep::{Gauges, Heartbeat, Registration, ensure_encoding, ensure_pipeline};
 
 /// Number of this process in table `process`; holder of leases and owner of partitions.
 pub type ProcessId = i64;

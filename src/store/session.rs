@@ -188,7 +188,7 @@ impl Link {
                     self.failed_once();
                 }
             }
-            Err(StoreError::Value(_) | StoreError::Fenced(_)) => {}
+            Err(StoreError::Value(_) | StoreError::Constraint(_) | StoreError::Fenced(_)) => {}
             Err(_) => self.failed_once(),
         }
         result

@@ -42,6 +42,7 @@ statements! {
     INSERT_REJECTED = "insert_rejected",
     LEASED_ROWS = "leased_rows",
     MOVE_POSITION = "move_position",
+    NEW_TOPIC = "new_topic",
     NEXT_DUE = "next_due",
     OWN = "own",
     PAYLOADS = "payloads",

@@ -57,6 +57,17 @@ pub struct Gauges {
     pub paused: bool,
 }
 
+/// A database that cannot hold every text would refuse records for their headers: it must be UTF8.
+pub fn ensure_encoding(session: &mut Session) -> Result<(), StoreError> {
+    let encoding: String = session.client.query_one("select current_setting('server_encoding')", &[])?.get(0);
+    if encoding == "UTF8" {
+        return Ok(());
+    }
+    Err(StoreError::Other(format!(
+        "the database's encoding is {encoding}: make one with encoding 'UTF8' and name it in postgres.url"
+    )))
+}
+
 /// Notes on first use whose schema this is. `Unusable`: it is another pipeline's.
 pub fn ensure_pipeline(session: &mut Session, name: &str) -> Result<(), StoreError> {
     session.client.execute("insert into pipeline (name) values ($1) on conflict do nothing", &[&name])?;

@@ -16,8 +16,8 @@ use crate::ops::metrics::{Metrics, unix_seconds};
 use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
 use crate::store::{
-    Gauges, Heartbeat, Pool, ProcessId, Registration, Role, Room, SchemaState, Session, StoreError, ensure_pipeline, migrate,
-    schema_state,
+    Gauges, Heartbeat, Pool, ProcessId, Registration, Role, Room, SchemaState, Session, StoreError, ensure_encoding,
+    ensure_pipeline, migrate, schema_state,
 };
 
 /// One round: what it costs PostgreSQL is less than 1 % of a core.
@@ -39,6 +39,8 @@ pub struct Upkeep {
     pub metrics: Metrics,
     /// What is waited for.
     pub health: Health,
+    /// What was said lately.
+    pub throttle: Throttle,
     /// Told to stop, it says goodbye.
     pub stop: Stop,
 }
@@ -62,7 +64,6 @@ impl Upkeep {
     /// Tries until there is a schema that can be used. `None`: told to stop. Only another pipeline's schema, or one that this
     /// version cannot use, ends the process.
     fn open(&mut self) -> anyhow::Result<Option<ProcessId>> {
-        let mut throttle = Throttle::per_minute();
         let mut pause = Duration::from_millis(100);
         loop {
             let error = match self.try_open() {
@@ -78,7 +79,7 @@ impl Upkeep {
             let reason = if matches!(error, StoreError::Connection(_)) { "postgres" } else { "schema" };
             self.health.go("upkeep", if reason == "postgres" { "schema" } else { "postgres" });
             self.health.wait("upkeep", reason, format!("PostgreSQL: {error}"));
-            if let Some(note) = throttle.admit(&error.to_string(), Instant::now()) {
+            if let Some(note) = self.throttle.admit(&error.to_string(), Instant::now()) {
                 log::warn!("waiting for PostgreSQL: {error}{note}");
             }
             pause = (pause * 2).min(Duration::from_secs(5));
@@ -93,6 +94,7 @@ impl Upkeep {
         // Not out of the pool: it tries again and again by itself, and hides why it fails.
         let role = |role| Role { pipeline: config.name.clone(), role };
         let mut session = Session::connect(&config.postgres, &role("upkeep"))?;
+        ensure_encoding(&mut session)?;
         match schema_state(&mut session)? {
             SchemaState::Ready => {}
             SchemaState::Behind { .. } if config.postgres.migrate => {
@@ -124,7 +126,6 @@ impl Upkeep {
 
     fn keep(&mut self, process: ProcessId) -> anyhow::Result<()> {
         let began = Instant::now();
-        let mut throttle = Throttle::per_minute();
         let mut rounds = Rounds { count_at: began, sweep_at: Duration::ZERO, oldest: None };
         loop {
             let result = self.round(process, began, &mut rounds);
@@ -134,10 +135,10 @@ impl Upkeep {
                 Err(StoreError::Fenced(why)) => anyhow::bail!("{why}"),
                 Err(error) => {
                     self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
-                    if let Some(note) = throttle.admit(error.kind(), Instant::now()) {
+                    if let Some(note) = self.throttle.admit(error.kind(), Instant::now()) {
                         log::warn!("upkeep failed, will try again: {error}{note}");
                     }
-                    self.health.wait("upkeep", "postgres", format!("PostgreSQL does not answer: {error}"));
+                    self.health.wait("upkeep", "postgres", format!("PostgreSQL: {error}"));
                 }
             }
             if let Some(oldest) = &rounds.oldest {
@@ -168,10 +169,12 @@ impl Upkeep {
         }
         if Instant::now() >= rounds.count_at {
             let counting = Instant::now();
-            let gauges = session.gauges()?;
+            let gauges = session.gauges();
+            // Also after a failure: a count that takes too long must not be repeated at once.
+            rounds.count_at = Instant::now() + COUNT.max(counting.elapsed() * 20);
+            let gauges = gauges?;
             self.show(&gauges);
             rounds.oldest = Some(Oldest { read_at: counting, open: gauges.oldest_open_age, due: gauges.oldest_due_age });
-            rounds.count_at = Instant::now() + COUNT.max(counting.elapsed() * 20);
             self.pull_in(&mut session)?;
         }
         Ok(())
@@ -207,7 +210,7 @@ impl Upkeep {
         Ok(())
     }
 
-    fn show(&self, gauges: &Gauges) {
+    fn show(&mut self, gauges: &Gauges) {
         let mut ledger = Ledger::default();
         ledger.open = gauges.pending + gauges.in_flight + gauges.retrying;
         ledger.dead = gauges.dead;
@@ -229,8 +232,10 @@ impl Upkeep {
         }
         for (equation, off) in ledger.imbalances().labelled() {
             self.metrics.ledger_imbalance.with_label_values(&[equation]).set(off);
-            if off != 0 {
-                log::error!(equation = equation, off = off; "the ledger's equation \"{equation}\" is off by {off}");
+            if off != 0
+                && let Some(note) = self.throttle.admit(equation, Instant::now())
+            {
+                log::error!(equation = equation, off = off; "the ledger's equation \"{equation}\" is off by {off}{note}");
             }
         }
         self.metrics.rejected_unresolved.set(gauges.rejected_unresolved);

@@ -35,6 +35,7 @@ fn a_wake_up_is_enough_even_if_nobody_polls_for_an_hour() {
         room: Room::new(64, time),
         time,
         poll: Duration::from_secs(3600),
+        fitting: 500,
         unsettled: flow.unsettled.clone(),
         health: Health::new(metrics.clone()),
         metrics,

@@ -156,6 +156,42 @@ fn a_topic_that_already_holds_records_needs_a_start() {
 }
 
 #[test]
+fn a_topic_that_is_added_and_needs_a_decision_does_not_keep_the_others() {
+    let (known, new, ledger) = (Topic::new(1), Topic::new(1), Ledger::start());
+    let mut relay = Relay::new(&known.name, &ledger.url(), "");
+    relay.start();
+    eventually("it reads", || relay.count("select count(*) from consumer_position") == 1);
+    assert_eq!(relay.stop().code(), Some(0));
+    new.transactions(["old".to_owned()]);
+    relay.unset_start();
+    relay.set(&format!("kafka.topics=[\"{}\", \"{}\"]", known.name, new.name));
+    relay.start();
+    eventually("it asks", || relay.log().contains("kafka.start") && relay.log().contains(&new.name));
+    known.transactions(["a".to_owned()]);
+    eventually("the known topic is read", || ledger.accepted() == ["a"]);
+    assert_eq!(relay.metric("stalled{reason=\"kafka\"}"), Some(1.0), "and it still says what it waits for");
+    assert_eq!(relay.stop().code(), Some(0));
+}
+
+#[test]
+fn nobody_at_the_metrics_port_can_end_the_daemon() {
+    let mut relay = Relay::new(&unique("nothing"), "http://127.0.0.1:1/", "");
+    relay.start();
+    eventually("it serves", || relay.http("/livez").is_some());
+    for head in [
+        "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000000000000\r\n\r\n",
+        "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n",
+        "GET /metrics HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5000000\r\n\r\n",
+        "\0\0\0\0\r\n\r\n",
+    ] {
+        let mut client = relay.connect();
+        std::io::Write::write_all(&mut client, head.as_bytes()).unwrap();
+        assert!(relay.http("/metrics").is_some(), "{head:?}");
+    }
+    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
+}
+
+#[test]
 fn a_second_signal_ends_it_at_once() {
     let (topic, ledger) = (Topic::new(1), Ledger::start());
     ledger.behave(&serde_json::json!({ "action": "hang" }));

@@ -568,8 +568,11 @@ fn stored_offsets_are_committed_and_others_never() {
 #[test]
 fn every_start_resolves_to_a_number() {
     let rig = Rig::new(2);
+    // Recent times: retention would remove records of 1970.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis() as i64;
+    let base = now - 10_000;
     for ms in [1000, 2000, 3000] {
-        rig.send(BaseRecord::<str, str>::to(&rig.topic).partition(0).payload("x").timestamp(ms));
+        rig.send(BaseRecord::<str, str>::to(&rig.topic).partition(0).payload("x").timestamp(base + ms));
     }
     rig.flush();
     rig.delete_records(0, 1);
@@ -578,9 +581,9 @@ fn every_start_resolves_to_a_number() {
         (Start::Earliest, 1),
         (Start::Latest, 3),
         (Start::Committed, 1),
-        (Start::Time(2000), 1),
-        (Start::Time(2001), 2),
-        (Start::Time(3001), 3),
+        (Start::Time(base + 2000), 1),
+        (Start::Time(base + 2001), 2),
+        (Start::Time(base + 3001), 3),
     ] {
         assert_eq!(source.resolve(&rig.at(0), start, LIMIT).expect("an answer"), offset, "{start:?}");
         assert_eq!(source.resolve(&rig.at(1), start, LIMIT).expect("an answer"), 0, "{start:?} of an empty log");

@@ -203,6 +203,17 @@ fn a_schema_of_another_pipeline_is_refused() {
 }
 
 #[test]
+fn asking_for_a_topics_number_uses_none_up() {
+    let mut store = Store::new();
+    let topic = store.topic.clone();
+    for _ in 0..20 {
+        store.session.topics(std::slice::from_ref(&topic)).expect("numbered");
+    }
+    store.session.topics(&[Arc::from("another")]).expect("numbered");
+    assert_eq!(store.number("select max(id)::bigint from topic"), 2, "there are 32,767");
+}
+
+#[test]
 fn a_redelivered_record_makes_no_second_job_and_no_second_place() {
     let mut store = Store::new();
     store.store(&[("a", "1"), ("b", "2")], None);

@@ -273,6 +273,11 @@ impl Relay {
         agent.get(format!("http://{}{path}", self.metrics)).call().ok()?.body_mut().read_to_string().ok()
     }
 
+    /// A bare connection to its metrics port.
+    pub fn connect(&self) -> std::net::TcpStream {
+        std::net::TcpStream::connect(&self.metrics).expect("it listens")
+    }
+
     /// The value of a series, by its name and labels without the prefix; `None` while there is no daemon.
     pub fn metric(&self, series: &str) -> Option<f64> {
         let wanted = format!("txrelay_{series} ");
