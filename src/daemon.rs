@@ -189,6 +189,7 @@ fn start(config: &Arc<Config>) -> anyhow::Result<Running> {
         time,
         poll: Claimer::POLL,
         fitting: 500,
+        in_doubt: None,
         unsettled: flow.unsettled.clone(),
         metrics: metrics.clone(),
         health: health.clone(),

@@ -32,6 +32,8 @@ pub struct Claimer {
     pub metrics: Metrics,
     /// How many rows fitted into the room last time; begin with any number.
     pub fitting: usize,
+    /// Lease of a claim that failed; begin with none.
+    pub in_doubt: Option<i64>,
     /// What it waits for.
     pub health: Health,
     /// Told to stop, it claims nothing more.
@@ -94,10 +96,18 @@ impl Claimer {
             self.room.want(CLAIM_LIMITS[1]);
             return Ok(self.poll);
         };
+        // A claim whose commit was in doubt: what it leased was not sent, and would otherwise wait for the lease's end.
+        if let Some(lease) = self.in_doubt {
+            let length = self.time.lease;
+            self.link.run(|session| session.give_back_lease(lease, length))?;
+            self.in_doubt = None;
+        }
         let who = Claimant { process, lease: rand::random(), time: self.time };
         let now = Instant::now();
         let from = floor.take(now);
+        self.in_doubt = Some(who.lease);
         let (claimed, claims) = self.link.run(|session| session.claim(limit, who, from, room))?;
+        self.in_doubt = None;
         floor.learn(&claims);
         let rows = claimed.rows.len();
         self.note(limit, &claims, rows, now);

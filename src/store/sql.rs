@@ -34,6 +34,7 @@ statements! {
     CLAIM = "claim",
     GAUGES = "gauges",
     GIVE_BACK = "give_back",
+    GIVE_BACK_LEASE = "give_back_lease",
     GOODBYE = "goodbye",
     HEARTBEAT = "heartbeat",
     INGEST = "ingest",

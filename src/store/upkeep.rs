@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::sql::{BURY, GAUGES, GIVE_BACK, GOODBYE, HEARTBEAT, PREDECESSORS, PULL_IN, REGISTER, SWEEP};
+use super::sql::{BURY, GAUGES, GIVE_BACK, GIVE_BACK_LEASE, GOODBYE, HEARTBEAT, PREDECESSORS, PULL_IN, REGISTER, SWEEP};
 use super::{ProcessId, Session, StoreError};
 
 /// A start of the daemon, as registered.
@@ -138,6 +138,12 @@ impl Session {
         let statement = self.prepare(&GIVE_BACK)?;
         let (ids, leases): (Vec<i64>, Vec<i64>) = rows.iter().copied().unzip();
         Ok(self.client.execute(&statement, &[&ids, &leases])?)
+    }
+
+    /// Gives back all that carries `lease`: a claim whose commit is in doubt, and of which nothing was sent.
+    pub fn give_back_lease(&mut self, lease: i64, length: Duration) -> Result<u64, StoreError> {
+        let statement = self.prepare(&GIVE_BACK_LEASE)?;
+        Ok(self.client.execute(&statement, &[&lease, &(length.as_millis() as i64)])?)
     }
 
     /// Counts everything.

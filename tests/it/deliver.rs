@@ -36,6 +36,7 @@ fn a_wake_up_is_enough_even_if_nobody_polls_for_an_hour() {
         time,
         poll: Duration::from_secs(3600),
         fitting: 500,
+        in_doubt: None,
         unsettled: flow.unsettled.clone(),
         health: Health::new(metrics.clone()),
         metrics,

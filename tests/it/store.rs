@@ -347,6 +347,17 @@ fn a_given_back_delivery_is_due_and_its_attempt_does_not_count() {
 }
 
 #[test]
+fn a_claim_in_doubt_is_given_back_whole_and_nothing_else_is() {
+    let mut store = Store::new();
+    store.store(&[("a", "1"), ("b", "2")], None);
+    assert_eq!(store.claim(31).len(), 2);
+    store.store(&[("c", "3")], Some(32));
+    assert_eq!(store.session.give_back_lease(31, LEASE).expect("given back"), 2);
+    assert_eq!(store.number("select count(*) from delivery where lease = 32"), 1);
+    assert_eq!(store.claim(33).iter().map(|row| row.attempt).collect::<Vec<_>>(), [1, 1], "nothing was sent, nothing counts");
+}
+
+#[test]
 fn a_refused_text_settles_without_it() {
     let mut store = Store::new();
     let id = store.store(&[("a", "1")], Some(5)).new[0].1;
