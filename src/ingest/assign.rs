@@ -261,6 +261,7 @@ impl Consumer {
         self.health.go("topics", "kafka");
         if infos.iter().all(|info| info.partitions.is_some()) {
             self.health.go("topics", "partition");
+            self.described_at = Some(Instant::now());
         }
         for info in infos {
             if info.partitions.is_none() {
