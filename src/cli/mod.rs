@@ -22,7 +22,7 @@ mod status;
 /// Where the pipelines' files are.
 const ETC: &str = "/etc/txrelay";
 
-/// How a command ended; the numbers are INTERFACE.md section 3.
+/// How a command ended; the numbers are those of `--help`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {

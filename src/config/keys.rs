@@ -6,7 +6,7 @@ use std::time::Duration;
 use Given::{Computed, Default, Required, Unset};
 use Kind::{Bool, Choice, Count, List, Period, Size, Table, Text};
 
-/// One key of INTERFACE.md section 1.
+/// One key of the file; `etc/txrelay.toml` shows them all.
 #[derive(Debug)]
 pub struct Key {
     /// Dotted path, `downstream.timeout`.

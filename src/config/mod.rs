@@ -26,7 +26,7 @@ pub mod value;
 pub use load::load;
 pub use problems::{Problems, visible};
 
-/// A pipeline's whole configuration, checked. INTERFACE.md section 1 names the keys.
+/// A pipeline's whole configuration, checked. `etc/txrelay.toml` names the keys.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The file it came from.

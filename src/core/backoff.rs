@@ -1,4 +1,4 @@
-//! How long a delivery waits for its next attempt: exponential with equal jitter (DESIGN section 6).
+//! How long a delivery waits for its next attempt: exponential with equal jitter.
 //!
 //! Equal jitter (half of the wait fixed, half random) spreads a herd and still never comes back at once. `jitter` is
 //! drawn by the caller from [0, 1); values outside are clamped.
@@ -44,7 +44,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// The defaults of INTERFACE section 1.
+    /// The defaults of `etc/txrelay.toml`.
     const DEFAULTS: Policy = Policy {
         base: SECOND,
         cap: Duration::from_secs(15 * 60),

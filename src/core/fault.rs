@@ -1,4 +1,4 @@
-//! Whose fault a failed attempt is, and what follows from it (DESIGN section 6).
+//! Whose fault a failed attempt is, and what follows from it (ARCHITECTURE.md, 10).
 //!
 //! What a delivery spends is its own budget, so that a message that always fails dies by itself, and an outage, however
 //! long, kills nothing.

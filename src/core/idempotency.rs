@@ -1,7 +1,7 @@
 //! The idempotency key: a transaction's id as an HTTP header value, the same on every attempt for ever.
 //!
 //! The encoding is injective: two ids never share a key, so the service never takes one transaction for another. It is
-//! part of the interface (INTERFACE section 2).
+//! part of the interface (README.md, the request).
 
 const HEX: &[u8; 16] = b"0123456789ABCDEF";
 

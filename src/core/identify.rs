@@ -47,7 +47,7 @@ pub struct Reject {
     pub detail: String,
 }
 
-/// The closed list of reasons; INTERFACE section 5.
+/// The closed list of reasons, as in column `rejected.reason`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// The value is not JSON in UTF-8.

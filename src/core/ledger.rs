@@ -1,4 +1,4 @@
-//! The ledger: what the counters in PostgreSQL are called and which equations they keep (DESIGN I1).
+//! The ledger: what the counters in PostgreSQL are called and which equations they keep (ARCHITECTURE.md, 2).
 //!
 //! Each writer changes the counter in the transaction of the rows that it counts, so that an imbalance is a fault of the
 //! program or a hand in the tables, never a crash.

@@ -1,4 +1,4 @@
-//! What an attempt told us: the class of every HTTP status and of every transport failure (DESIGN section 6).
+//! What an attempt told us: the class of every HTTP status and of every transport failure.
 
 use std::time::Duration;
 
@@ -98,7 +98,7 @@ pub enum FailureKind {
     BadRequest,
 }
 
-/// The class of a status, DESIGN section 6. Total: whatever is not assigned, in or out of 100-599, is `Retry`.
+/// The class of a status. Total: whatever is not assigned, in or out of 100-599, is `Retry`.
 ///
 /// `has_retry_after`: a Retry-After that [`parse_retry_after`] understands came with it; nonsense does not count.
 pub fn classify_status(status: u16, has_retry_after: bool) -> Outcome {
@@ -113,7 +113,7 @@ pub fn classify_status(status: u16, has_retry_after: bool) -> Outcome {
     }
 }
 
-/// The class of a transport failure; `reference/features.md` section 4.3.
+/// The class of a transport failure.
 pub fn classify_failure(kind: FailureKind) -> Outcome {
     match kind {
         FailureKind::Dns | FailureKind::Connect | FailureKind::Timeout | FailureKind::Reset => Outcome::Down,

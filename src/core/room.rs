@@ -1,4 +1,4 @@
-//! How much may be taken into memory at once (DESIGN section 3.3).
+//! How much may be taken into memory at once (ARCHITECTURE.md, 6).
 //!
 //! What is taken is leased; what cannot start well before the lease ends would be given back, or delivered twice.
 

@@ -1,6 +1,6 @@
 //! Text that may be stored in PostgreSQL and shown on a terminal, whatever bytes it came from.
 
-/// Bytes of an error text in `attempt.error`; DESIGN section 4.
+/// Bytes of an error text in `attempt.error`.
 pub const ERROR_MAX: usize = 1024;
 
 /// Turns bytes of any origin into text of at most `max_bytes` bytes: valid UTF-8 (anything else becomes U+FFFD), no NUL

@@ -19,7 +19,7 @@ pub(super) fn failure(error: &Error, wrote: bool, lookup: Option<String>) -> Fai
     Failure { kind: kind(error, wrote), sent, text: clean_text(text.as_bytes(), ERROR_MAX) }
 }
 
-/// `reference/features.md` section 4.3. What is not listed there, and whatever a later ureq adds, is `Protocol`: tried
+/// What each error of ureq says about the service. What is not listed, and whatever a later ureq adds, is `Protocol`: tried
 /// again, as the safest of guesses.
 fn kind(error: &Error, wrote: bool) -> FailureKind {
     match error {

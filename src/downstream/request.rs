@@ -1,4 +1,4 @@
-//! The request of a delivery (INTERFACE section 2): method, URL and headers. The body is the stored bytes, untouched.
+//! The request of a delivery (README.md): method, URL and headers. The body is the stored bytes, untouched.
 //!
 //! A record's headers come from anybody who may write to the topic, so they get no say in the framing of the request:
 //! only names that the configuration lists are passed on, only values of visible ASCII, and 8 kB of them at most.

@@ -1,7 +1,7 @@
 //! The service's addresses, looked up in the background.
 //!
 //! ureq asks its resolver before every request, also for a pooled connection, and its own resolver starts a thread for
-//! each look-up when there is a deadline: 206 us per request instead of 26 (`reference/performance.md` 2.2). This one
+//! each look-up when there is a deadline: 206 us per request instead of 26 (measured with ureq 3.5, 64 threads). This one
 //! answers from memory. One thread looks the name up every 30 s and when asked after a failed connect; while a look-up
 //! fails or hangs, the old addresses stay. The thread ends when the last user is gone (a look-up that hangs in
 //! `getaddrinfo` cannot be interrupted, so nobody waits for it).

@@ -1,4 +1,4 @@
-//! Every series of INTERFACE.md section 4 that has a source, there from the start at 0.
+//! Every series, there from the start at 0.
 
 use prometheus::core::Collector;
 use prometheus::{

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounde
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
 pub struct ExitWith {
-    /// Exit status; INTERFACE section 3.
+    /// Exit status, as in `txrelay --help`.
     pub status: u8,
     /// For the log.
     pub text: String,

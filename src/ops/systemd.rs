@@ -6,7 +6,7 @@ use sd_notify::NotifyState;
 
 use crate::config::visible;
 
-/// Configuration is loaded, sockets are bound, threads run (DESIGN 3.9).
+/// Configuration is loaded, sockets are bound, threads run.
 pub fn ready() {
     tell(&[NotifyState::Ready]);
 }

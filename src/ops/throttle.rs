@@ -34,7 +34,7 @@ impl<K: Eq + Hash + Clone> Throttle<K> {
         Self { interval, keys: HashMap::new() }
     }
 
-    /// One line per key in a minute (STYLE 15).
+    /// One line per key in a minute.
     pub fn per_minute() -> Self {
         Self::every(Duration::from_secs(60))
     }

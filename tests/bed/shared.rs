@@ -52,7 +52,7 @@ pub fn percent_decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// The encoding of INTERFACE section 2: every byte outside 0x21-0x7E, and `%`, `"`, `\`, as %XX.
+/// The idempotency key's encoding: every byte outside 0x21-0x7E, and `%`, `"`, `\`, as %XX.
 pub fn percent_encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for &byte in text.as_bytes() {

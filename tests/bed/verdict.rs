@@ -1,5 +1,5 @@
 //! `bed verdict`: the closing ledger. What the producer knows it wrote, what the service knows it accepted and what
-//! PostgreSQL holds (INTERFACE section 5) must agree; three witnesses, none of which asks another.
+//! PostgreSQL holds must agree; three witnesses, none of which asks another.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;

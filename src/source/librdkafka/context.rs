@@ -13,7 +13,7 @@ use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
 
-use super::errors;
+use super::errors::{self, Told};
 use crate::source::TroubleKind;
 
 /// How long something said about a connection explains a later "all brokers are down".
@@ -31,15 +31,6 @@ pub(super) enum Rebalance {
         /// Not asked: others may read them already.
         lost: bool,
     },
-}
-
-/// librdkafka's own words that go with an error.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Told {
-    /// Of the error itself.
-    pub(super) reason: String,
-    /// The last thing said about a connection, and of which kind it was.
-    pub(super) connection: Option<(TroubleKind, String)>,
 }
 
 #[derive(Default)]

@@ -2,12 +2,20 @@
 //!
 //! What is *done* depends on codes only. Its words are looked at for the sentence and the metric's label: an expired
 //! certificate, a wrong name and an unknown CA are one code and one text, and a missing SASL or TLS setting is a closed
-//! connection without any (measured, `reference/testbed.md` 2.5), so that the sentence has to name the candidates.
+//! connection without any (measured with librdkafka 2.12.1), so that the sentence has to name the candidates.
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
-use super::context::Told;
 use crate::source::{SourceError, Trouble, TroubleKind};
+
+/// librdkafka's own words that go with an error.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Told {
+    /// Of the error itself.
+    pub(super) reason: String,
+    /// The last thing said about a connection, and of which kind it was.
+    pub(super) connection: Option<(TroubleKind, String)>,
+}
 
 /// What to do about an error.
 #[derive(Debug)]

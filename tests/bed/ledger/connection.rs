@@ -229,7 +229,7 @@ fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Opti
     Ok(Some(request))
 }
 
-/// INTERFACE section 2: percent-encoded, with quotes around it in the other format.
+/// Percent-encoded, with quotes around it in the other format.
 fn decode_key(value: &str) -> String {
     let plain = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value);
     shared::percent_decode(plain)
