@@ -39,7 +39,7 @@ lint: ## fmt, clippy, every feature set, licences and advisories, shellcheck
 	cargo check --no-default-features --features librdkafka
 	cargo check
 	@if cargo deny --version >/dev/null 2>&1; then \
-	  set -x; cargo deny --offline check bans licenses sources; \
+	  set -x; cargo fetch --locked && cargo deny --offline check bans licenses sources; \
 	else echo "cargo deny: skipped, cargo-deny is not installed (deny.toml says what it would check)"; fi
 	shellcheck -x tests/bed/*.sh benches/*.sh .ci/run
 
