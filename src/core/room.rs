@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-/// Most rows in `handoff` and in workers' hands.
+/// Most rows that wait in `handoff`.
 pub const ROWS_MAX: usize = 1024;
 
-/// Most bytes of payload, key and headers in them.
+/// Most bytes of payload in them.
 pub const BYTES_MAX: usize = 32 << 20;
 
 /// How many rows may be held: as many as `workers` can start within a third of the lease when a request takes

@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicBool;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::store::{Leased, ROOM_ROWS, Settlement};
+use crate::core::room::ROWS_MAX;
+use crate::store::{Leased, Settlement};
 
 /// Both ends of every channel. The daemon hands them out and keeps none: an end that stays would keep a thread from ending.
 #[derive(Debug)]
@@ -26,6 +27,6 @@ impl Flow {
     /// Empty.
     #[expect(clippy::new_without_default, reason = "it is no value, it is the wiring of one process")]
     pub fn new() -> Self {
-        Self { handoff: bounded(ROOM_ROWS), outcomes: bounded(1024), wake: bounded(1), unsettled: Arc::default() }
+        Self { handoff: bounded(ROWS_MAX), outcomes: bounded(1024), wake: bounded(1), unsettled: Arc::default() }
     }
 }

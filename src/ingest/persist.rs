@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::batch::{Extents, extents, sort_out};
 use super::consumer::{Consumer, Leave};
+use crate::core::identify::Reason;
 use crate::core::record::TopicPartition;
 use crate::source::{MessageSource, Polled};
 use crate::store::{Advance, Batch, Ingested, Leased, Position, Reservation, StoreError};
@@ -298,7 +299,7 @@ impl Consumer {
     fn say_rejected(&mut self, reason: &'static str, at: &TopicPartition, offset: i64) {
         let Some(note) = self.throttle.admit(reason, Instant::now()) else { return };
         let (topic, partition) = (&*at.topic, at.partition);
-        if reason == "conflict" {
+        if reason == Reason::Conflict.label() {
             log::error!(topic = topic, partition = partition, offset = offset;
                 "conflict: {topic}/{partition}/{offset} repeats a known transaction_id with other bytes; both are kept, it in table rejected{note}");
         } else {

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::sql::{ADVANCE, INGEST, INSERT_DUPLICATES, INSERT_REJECTED, LEASED_ROWS, NEW_TOPIC, SEEN, TOPIC_ID};
 use super::{ProcessId, Session, StoreError, slot};
 use crate::core::headers;
+use crate::core::identify::Reason;
 use crate::core::record::{Record, TopicPartition};
 
 /// Numbers of the topics in table `topic`.
@@ -201,7 +202,13 @@ impl Batch {
         for (place, candidate) in std::mem::take(&mut self.candidates).into_iter().enumerate() {
             if places.contains(&place) {
                 let Candidate { record, incarnation, .. } = candidate;
-                self.rejects.push(Reject { reason: "not_storable", detail: why.to_owned(), tx_id: None, record, incarnation });
+                self.rejects.push(Reject {
+                    reason: Reason::NotStorable.label(),
+                    detail: why.to_owned(),
+                    tx_id: None,
+                    record,
+                    incarnation,
+                });
             } else {
                 kept.push(candidate);
             }
@@ -354,7 +361,7 @@ struct Rejected<'a> {
 
 fn conflict(candidate: &Candidate, tx_id: i64) -> Rejected<'_> {
     Rejected {
-        reason: "conflict",
+        reason: Reason::Conflict.label(),
         detail: "a transaction with this id is stored with other bytes".to_owned(),
         tx_id: Some(tx_id),
         record: &candidate.record,

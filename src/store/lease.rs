@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::core::headers::Headers;
-use crate::core::room;
+use crate::core::room::{self, BYTES_MAX};
 
 /// How long a lease is, and how much of it may be used locally.
 #[derive(Debug, Clone, Copy)]
@@ -58,11 +58,6 @@ pub struct Leased {
     pub slot: Option<Slot>,
 }
 
-/// Most rows that wait in memory.
-pub const ROOM_ROWS: usize = 1024;
-/// Most bytes of them.
-pub const ROOM_BYTES: usize = 32 << 20;
-
 /// The bound on what waits in memory for a worker. Slots are reserved before the INSERT or the claim, and never more than
 /// can start within a third of the lease at the present pace.
 ///
@@ -101,19 +96,19 @@ impl Room {
     }
 
     fn limit(&self, inner: &Inner) -> usize {
-        room::limit(self.workers, inner.mean_request, self.lease).min(ROOM_ROWS)
+        room::limit(self.workers, inner.mean_request, self.lease)
     }
 
     /// How many rows could be reserved now.
     pub fn free_rows(&self) -> usize {
         let inner = self.lock();
-        if inner.bytes >= ROOM_BYTES { 0 } else { self.limit(&inner).saturating_sub(inner.rows) }
+        if inner.bytes >= BYTES_MAX { 0 } else { self.limit(&inner).saturating_sub(inner.rows) }
     }
 
     /// Exactly this much, or nothing.
     pub fn reserve(self: &Arc<Self>, rows: usize, bytes: usize) -> Option<Reservation> {
         let mut inner = self.lock();
-        if inner.rows + rows > self.limit(&inner) || inner.bytes + bytes > ROOM_BYTES {
+        if inner.rows + rows > self.limit(&inner) || inner.bytes + bytes > BYTES_MAX {
             return None;
         }
         inner.rows += rows;
@@ -123,7 +118,7 @@ impl Room {
 
     /// `rows` rows, if there is room for them, and whatever bytes are left.
     pub fn reserve_rows(self: &Arc<Self>, rows: usize) -> Option<Reservation> {
-        let bytes = ROOM_BYTES.saturating_sub(self.lock().bytes);
+        let bytes = BYTES_MAX.saturating_sub(self.lock().bytes);
         self.reserve(rows, bytes)
     }
 
@@ -132,7 +127,7 @@ impl Room {
         let mut inner = self.lock();
         inner.wanted = rows.clamp(1, self.limit(&inner));
         let free = self.limit(&inner).saturating_sub(inner.rows);
-        if free >= inner.wanted && inner.bytes < ROOM_BYTES {
+        if free >= inner.wanted && inner.bytes < BYTES_MAX {
             inner.wanted = 0;
             // One token says it; a second would say nothing more.
             let _ = self.freed.try_send(());
@@ -221,6 +216,7 @@ impl Drop for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::room::ROWS_MAX;
 
     fn room() -> Arc<Room> {
         let room = Room::new(64, LeaseTime { lease: Duration::from_secs(60), timeout: Duration::from_secs(15) });
@@ -243,9 +239,9 @@ mod tests {
     #[test]
     fn more_than_the_room_is_refused_whole() {
         let room = room();
-        assert!(room.reserve(ROOM_ROWS + 1, 0).is_none());
-        assert!(room.reserve(1, ROOM_BYTES + 1).is_none());
-        assert!(room.reserve(ROOM_ROWS, ROOM_BYTES).is_some());
+        assert!(room.reserve(ROWS_MAX + 1, 0).is_none());
+        assert!(room.reserve(1, BYTES_MAX + 1).is_none());
+        assert!(room.reserve(ROWS_MAX, BYTES_MAX).is_some());
     }
 
     #[test]

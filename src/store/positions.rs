@@ -23,9 +23,6 @@ pub struct Position {
     pub topic_id: Option<Uuid>,
 }
 
-/// A position that this process has just taken.
-pub type Owned = Position;
-
 /// A gap to be recorded with the move of a position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
@@ -65,7 +62,11 @@ impl Session {
 
     /// Takes partitions for `process`: raises their epochs. Each comes with the offset to begin at where nothing is known and
     /// the topic's present id. Only called when the group has assigned them; a reconnect only reads.
-    pub fn own(&mut self, process: ProcessId, wanted: &[(TopicPartition, i64, Option<Uuid>)]) -> Result<Vec<Owned>, StoreError> {
+    pub fn own(
+        &mut self,
+        process: ProcessId,
+        wanted: &[(TopicPartition, i64, Option<Uuid>)],
+    ) -> Result<Vec<Position>, StoreError> {
         let statement = self.prepare(&OWN)?;
         let mut wanted = wanted.to_vec();
         wanted.sort_by(|a, b| a.0.cmp(&b.0));

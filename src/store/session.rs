@@ -1,7 +1,7 @@
 //! One connection with its settings and prepared statements, and the link that a thread keeps to PostgreSQL across outages.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use postgres::{Client, NoTls, Statement};
 use r2d2_postgres::PostgresConnectionManager;
@@ -154,19 +154,13 @@ pub struct Link {
     role: Role,
     session: Option<Session>,
     failures: u32,
-    last_failure: Option<Instant>,
 }
 
 impl Link {
     /// Connects to nothing yet.
     pub fn new(postgres: &config::Postgres, pipeline: &str, role: &'static str) -> Self {
         let role = Role { pipeline: pipeline.to_owned(), role };
-        Self { postgres: postgres.clone(), role, session: None, failures: 0, last_failure: None }
-    }
-
-    /// Whether there is a session, as far as is known.
-    pub fn is_connected(&self) -> bool {
-        self.session.is_some()
+        Self { postgres: postgres.clone(), role, session: None, failures: 0 }
     }
 
     /// The session, connected if need be (one try).
@@ -194,14 +188,8 @@ impl Link {
         result
     }
 
-    /// Drops the session; the next use connects anew.
-    pub fn disconnect(&mut self) {
-        self.session = None;
-    }
-
     fn failed_once(&mut self) {
         self.failures = self.failures.saturating_add(1);
-        self.last_failure = Some(Instant::now());
     }
 
     /// How long to wait before the next try: 50 ms doubling to 5 s, with equal jitter, so that many processes do not meet a
