@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded, select, unbounded};
 use sha2::{Digest, Sha256};
 
-use crate::config::Config;
+use crate::config::{Config, Current};
 use crate::core::backoff::Policy;
 use crate::deliver::{Acceptances, Claimer, Flow, Settler, Worker};
 use crate::downstream::Service;
@@ -66,8 +66,9 @@ struct Running {
 /// Runs a pipeline until a signal asks to stop. An error that carries `ExitWith` names the exit status.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let asks = signals::listen()?;
-    let config = Arc::new(config);
-    let mut running = start(&config)?;
+    let current = Current::new(config);
+    let config = current.get();
+    let mut running = start(&current)?;
     systemd::ready();
     log::info!(pipeline = config.name.as_str(); "txrelay {} relays {} to {}", VERSION,
         config.kafka.topics.join(", "), config.downstream.origin());
@@ -101,7 +102,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     }
 }
 
-fn start(config: &Arc<Config>) -> anyhow::Result<Running> {
+fn start(current: &Current) -> anyhow::Result<Running> {
+    let config = &current.get();
     let listener = exporter::bind(config.metrics_listen)?;
     let instance = instance::state_directory().map(|directory| instance::lock(&directory)).transpose()?;
     let service = Service::new(&config.downstream)?;
@@ -140,7 +142,7 @@ fn start(config: &Arc<Config>) -> anyhow::Result<Running> {
     let (to_claimer, for_claimer) = bounded(1);
     let (to_settler, for_settler) = bounded(1);
     let keeper = Upkeep {
-        config: config.clone(),
+        config: current.clone(),
         pool: Pool::new(&config.postgres, &config.name),
         room: room.clone(),
         instance: instance.as_ref().map(|instance| instance.id),

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::core::identify::IdRule;
 
 mod access;
+mod current;
 mod http;
 mod kafka;
 pub mod keys;
@@ -23,6 +24,7 @@ mod secret;
 pub(crate) mod tests;
 pub mod value;
 
+pub use current::Current;
 pub use load::load;
 pub use problems::{Problems, visible};
 

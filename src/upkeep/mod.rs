@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use uuid::Uuid;
 
-use crate::config::Config;
+use crate::config::Current;
 use crate::core::ledger::{Counter, Ledger};
 use crate::ops::VERSION;
 use crate::ops::health::Health;
@@ -27,8 +27,8 @@ const COUNT: Duration = Duration::from_secs(2);
 
 /// The upkeep thread.
 pub struct Upkeep {
-    /// The pipeline.
-    pub config: Arc<Config>,
+    /// The pipeline, as last reloaded.
+    pub config: Current,
     /// Its connections.
     pub pool: Pool,
     /// Learns whether delivering is paused.
@@ -90,7 +90,7 @@ impl Upkeep {
     }
 
     fn try_open(&mut self) -> Result<ProcessId, StoreError> {
-        let config = self.config.clone();
+        let config = self.config.get();
         // Not out of the pool: it tries again and again by itself, and hides why it fails.
         let role = |role| Role { pipeline: config.name.clone(), role };
         let mut session = Session::connect(&config.postgres, &role("upkeep"))?;
@@ -200,9 +200,10 @@ impl Upkeep {
 
     /// No rule lets a delivery wait longer than this: a row further ahead was written before the clock was set back.
     fn pull_in(&self, session: &mut Session) -> Result<(), StoreError> {
-        let retry = self.config.retry;
+        let config = self.config.get();
+        let retry = config.retry;
         let retry_after_clamp = Duration::from_secs(3600);
-        let furthest = retry.cap.max(self.config.gate.probe_cap).max(retry_after_clamp).max(self.config.postgres.lease);
+        let furthest = retry.cap.max(config.gate.probe_cap).max(retry_after_clamp).max(config.postgres.lease);
         let pulled = session.pull_in(furthest + Duration::from_secs(60))?;
         if pulled > 0 {
             log::warn!(rows = pulled; "{pulled} deliveries lay further ahead than any rule allows: was PostgreSQL's clock set back?");
