@@ -4,11 +4,13 @@
 //! stand in `sql/statements/`, one a file; the schema in `sql/migrations/`. PostgreSQL's clock decides what is due.
 
 mod claim;
+mod connector;
 mod error;
 mod ingest;
 mod inspect;
 mod lease;
 mod migrate;
+mod patience;
 mod positions;
 mod session;
 mod settle;
@@ -21,6 +23,7 @@ pub use ingest::{Advance, Batch, Candidate, Ingested, Reject, Topics, Writer};
 pub use inspect::{PositionRow, ProcessRow, Status, status};
 pub use lease::{LeaseTime, Leased, Reservation, Room, Slot};
 pub use migrate::{SchemaState, migrate, print_sql, schema_state};
+pub use patience::Patience;
 pub use positions::{Gap, Position};
 pub use session::{Link, Pool, Role, Session};
 pub use settle::{Settled, Settlement, Tried};

@@ -99,7 +99,8 @@ impl Upkeep {
             SchemaState::Ready => {}
             SchemaState::Behind { .. } if config.postgres.migrate => {
                 // On a connection of its own: migrations change its timeouts.
-                let applied = migrate(&mut Session::connect(&config.postgres, &role("migrate"))?, &config.postgres.schema)?;
+                let applied =
+                    migrate(&mut Session::connect_patiently(&config.postgres, &role("migrate"))?, &config.postgres.schema)?;
                 log::info!("schema {}: applied {}", config.postgres.schema, applied.join(", "));
             }
             SchemaState::Behind { have, need } => {
@@ -139,6 +140,7 @@ impl Upkeep {
                         log::warn!("upkeep failed, will try again: {error}{note}");
                     }
                     self.health.wait("upkeep", "postgres", format!("PostgreSQL: {error}"));
+                    self.pool.renew();
                 }
             }
             if let Some(oldest) = &rounds.oldest {

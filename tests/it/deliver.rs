@@ -17,8 +17,7 @@ use crate::rig::{LIMIT, postgres_url, unique};
 fn a_wake_up_is_enough_even_if_nobody_polls_for_an_hour() {
     let schema = unique("it_claimer");
     let lease = Duration::from_secs(60);
-    let config =
-        config::Postgres { client: postgres_url().parse().unwrap(), schema: schema.clone(), migrate: true, lease, pool_size: 1 };
+    let config = config::Postgres::plain(postgres_url().parse().unwrap(), &schema, lease);
     let role = || Role { pipeline: "it".to_owned(), role: "test" };
     migrate(&mut Session::connect(&config, &role()).unwrap(), &schema).unwrap();
     let mut session = Session::connect(&config, &role()).unwrap();

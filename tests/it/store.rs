@@ -28,13 +28,7 @@ struct Store {
 }
 
 fn postgres(schema: &str) -> config::Postgres {
-    config::Postgres {
-        client: postgres_url().parse().expect("a DSN"),
-        schema: schema.to_owned(),
-        migrate: true,
-        lease: LEASE,
-        pool_size: 2,
-    }
+    config::Postgres::plain(postgres_url().parse().expect("a DSN"), schema, LEASE)
 }
 
 fn role() -> Role {
