@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use postgres::config::{Host, SslMode, SslNegotiation};
-use postgres::{Client, Statement};
+use postgres::{Client, SimpleQueryMessage, Statement};
 use r2d2_postgres::PostgresConnectionManager;
 
 use super::connector::Connector;
@@ -169,6 +169,34 @@ impl Session {
     pub fn client(&mut self) -> &mut Client {
         &mut self.client
     }
+}
+
+/// Makes sure that no pooler in transaction mode stands between: it gives each transaction any server session, so that plans,
+/// time-outs and locks would be somebody else's. Two sessions that live at the same time never share a server process.
+pub fn ensure_own_session(session: &mut Session, postgres: &config::Postgres, role: &Role) -> Result<(), StoreError> {
+    let own = backend_pid(session)?;
+    let mut other = Session::connect(postgres, role)?;
+    // Held open, so that the pooler would have to give the first session another one.
+    other.client.batch_execute("begin")?;
+    let others = backend_pid(&mut other)?;
+    if own == others || backend_pid(session)? != own {
+        return Err(StoreError::Connection(format!(
+            "{}: a pooler in transaction mode stands before PostgreSQL; connect to PostgreSQL itself, or set pool_mode = session for \
+             this user",
+            postgres.place()
+        )));
+    }
+    Ok(other.client.batch_execute("rollback")?)
+}
+
+/// Without a prepared statement, which such a pooler may not know.
+fn backend_pid(session: &mut Session) -> Result<String, StoreError> {
+    let messages = session.client.simple_query("select pg_backend_pid()")?;
+    let pid = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    pid.ok_or_else(|| StoreError::Other("PostgreSQL did not name its process".to_owned()))
 }
 
 /// How long PostgreSQL may take, so that a session that hangs is given up before its leases end.
