@@ -138,13 +138,34 @@ impl TlsError {
             62..=64 => return Self::Name,
             9 => ("it is not valid yet", ": is one of the clocks wrong?"),
             10 => ("it has expired", ""),
-            18..=21 => ("its issuer is not trusted", ": does sslrootcert name the CA that signed it?"),
+            // 7: another CA of the same name.
+            7 | 18..=21 => ("its issuer is not trusted", ": does sslrootcert name the CA that signed it?"),
             23 => ("it was revoked", ""),
             24 | 79 => ("its issuer is no CA", ""),
             _ => ("OpenSSL refuses its chain", ""),
         };
         Self::Refused { words, hint }
     }
+}
+
+/// What the server thinks of our certificate. It says so by an alert after its side of the handshake, so it comes as the failure
+/// of a later read. OpenSSL's reason for alert N is 1000 + N (RFC 8446 section 6.2).
+pub(super) fn alert(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    let mut source = Some(error);
+    while let Some(error) = source {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let inner = inner.and_then(|inner| inner.downcast_ref::<openssl::ssl::Error>());
+        let reason = inner.and_then(|e| e.ssl_error()?.errors().first().map(|e| e.reason_code()));
+        match reason {
+            Some(1042 | 1043 | 1044 | 1046 | 1048) => {
+                return Some("the server does not accept our certificate (sslcert): did a CA that it trusts sign it?");
+            }
+            Some(1045) => return Some("the server does not accept our certificate (sslcert): it has expired"),
+            Some(1116) => return Some("the server asks for a client certificate: name one with sslcert and sslkey"),
+            _ => source = error.source(),
+        }
+    }
+    None
 }
 
 impl MakeTlsConnect<Socket> for Connector {

@@ -3,6 +3,7 @@
 
 mod deliver;
 mod misuse;
+mod postgresql;
 mod relay;
 mod rig;
 mod source;

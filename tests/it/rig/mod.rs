@@ -1,6 +1,12 @@
 //! The rig: one call per boundary. Real PostgreSQL and Kafka (from the environment; missing = failure), the real binary, the
 //! bed's ledger service, all with a name of their own per test.
 
+mod certificates;
+mod postgres;
+
+pub use certificates::{Authority, Issued, write_private};
+pub use postgres::Pg;
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -24,6 +30,15 @@ pub fn postgres_url() -> String {
 
 pub fn bootstrap() -> String {
     env("TXRELAY_TEST_KAFKA")
+}
+
+/// The folder in which a Debian package is unpacked, without being installed (`tests/bed/debs.sh`).
+#[track_caller]
+pub fn unpacked(package: &str) -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bed/debs.sh");
+    let out = Command::new(script).arg(package).output().expect("debs.sh runs");
+    assert!(out.status.success(), "debs.sh {package}: {}", String::from_utf8_lossy(&out.stderr));
+    PathBuf::from(String::from_utf8(out.stdout).expect("text").trim())
 }
 
 /// Polls until `what` holds.
@@ -285,8 +300,8 @@ impl Relay {
     }
 
     /// A connection to its schema.
-    pub fn sql(&self) -> postgres::Client {
-        let mut client = postgres::Client::connect(&postgres_url(), postgres::NoTls).expect("PostgreSQL answers");
+    pub fn sql(&self) -> ::postgres::Client {
+        let mut client = ::postgres::Client::connect(&postgres_url(), ::postgres::NoTls).expect("PostgreSQL answers");
         client.batch_execute(&format!("set search_path = \"{}\"", self.schema)).expect("a path");
         client
     }
@@ -318,7 +333,7 @@ impl Drop for Relay {
         if std::thread::panicking() {
             eprintln!("the daemon's log ({}):\n{}", self.name, tail(&self.log(), 60));
         }
-        if let Ok(mut client) = postgres::Client::connect(&postgres_url(), postgres::NoTls) {
+        if let Ok(mut client) = ::postgres::Client::connect(&postgres_url(), ::postgres::NoTls) {
             let _ = client.batch_execute(&format!("drop schema if exists \"{}\" cascade", self.schema));
         }
         let _ = std::fs::remove_dir_all(&self.directory);
