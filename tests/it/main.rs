@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod deliver;
+mod faults;
 mod misuse;
 mod relay;
+mod restart;
 mod rig;
 mod source;
 mod store;
