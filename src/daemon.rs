@@ -23,7 +23,7 @@ use crate::ops::stop::{Stopper, group};
 use crate::ops::throttle::Throttle;
 use crate::ops::{VERSION, exporter, systemd};
 use crate::source::{self, TroubleKind};
-use crate::store::{ERROR_KINDS, LeaseTime, Link, Pool, Room};
+use crate::store::{ERROR_KINDS, LeaseTime, Link, Patience, Pool, Room};
 use crate::upkeep::Upkeep;
 
 /// What was last said about the health.
@@ -60,7 +60,30 @@ struct Running {
     exporter: Stopper,
     health: Health,
     metrics: Metrics,
+    /// Of the threads on a transaction's way, by their names.
+    links: Vec<(&'static str, Patience)>,
     _instance: Option<Instance>,
+}
+
+/// A statement may take its time; one that takes longer than this is worth a word.
+const SILENCE: Duration = Duration::from_secs(3);
+
+impl Running {
+    /// While PostgreSQL owes an answer its thread waits and can say nothing itself.
+    fn note_silence(&self) {
+        let silence = self.links.iter().filter_map(|(name, link)| Some((link.silence()?, name))).max();
+        match silence.filter(|(silence, _)| *silence > SILENCE) {
+            Some((silence, name)) => {
+                self.metrics.postgres_up.set(0);
+                self.health.wait(
+                    "answers",
+                    "postgres",
+                    format!("PostgreSQL has owed {name} an answer for {} s", silence.as_secs()),
+                );
+            }
+            None => self.health.go("answers", "postgres"),
+        }
+    }
 }
 
 /// Runs a pipeline until a signal asks to stop. An error that carries `ExitWith` names the exit status.
@@ -82,6 +105,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             },
             recv(running.exits) -> exit => break exit.ok(),
             default(Duration::from_secs(1)) => {
+                running.note_silence();
                 said.say(&running.health, Instant::now());
             }
         }
@@ -133,7 +157,12 @@ fn start(current: &Current) -> anyhow::Result<Running> {
         alive.insert(name.clone());
         spawn(name, &ended, work).map(drop)
     };
-    let link = |role| Link::new(&config.postgres, &config.name, role);
+    let mut links = Vec::new();
+    let mut link = |role| {
+        let link = Link::new(&config.postgres, &config.name, role);
+        links.push((role, link.patience()));
+        link
+    };
 
     let (metrics_, health_) = (metrics.clone(), health.clone());
     thread("exporter".into(), Box::new(move || exporter::run(&listener, &metrics_, &health_, &stop_exporter)))?;
@@ -217,7 +246,7 @@ fn start(current: &Current) -> anyhow::Result<Running> {
     thread("consumer".into(), Box::new(move || consumer.run(&for_consumer)))?;
 
     // What is left of `flow` here would keep threads from ending: it goes out of scope, and with it the last ends of main.
-    Ok(Running { exits, alive, intake, upkeep, exporter, health, metrics, _instance: instance })
+    Ok(Running { exits, alive, intake, upkeep, exporter, health, metrics, links, _instance: instance })
 }
 
 /// The `group.instance.id`: this installation's, so that it has its partitions again at once after a restart, and its topics':

@@ -218,14 +218,14 @@ pub static KEYS: &[Key] = &[
     key(
         "postgres.url",
         Text,
-        Required("\"postgresql://txrelay@db.internal/txrelay\""),
-        "Connection URL or keyword form. With several hosts the writable one is used. Connect directly or through a pooler in\nsession mode. No password in it: see password_file. This version connects without TLS.",
+        Required("\"postgresql://txrelay@db.internal/txrelay?sslmode=verify-full\""),
+        "Connection URL or keyword form. With several hosts the writable one is used. Connect directly or through a pooler in\nsession mode. No password in it: see password_file. TLS as libpq's words say: sslmode (disable, prefer, require,\nverify-ca, verify-full), sslrootcert (default: the system's trust store), sslcert, sslkey.",
     ),
     key(
         "postgres.password_file",
         Text,
         Default("\"\""),
-        "File with the password. May contain ${CREDENTIALS_DIRECTORY} (LoadCredential= of systemd). Empty: no password.",
+        "File with the password, read at every connect. May contain ${CREDENTIALS_DIRECTORY} (LoadCredential= of systemd).\nEmpty: no password.",
     ),
     key(
         "postgres.schema",

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::problems::{At, Problem, Problems};
 use super::raw::Written;
 use super::value::show_duration;
-use super::{Config, Downstream, Gate, IdempotencyFormat, Log, LogFormat, Method, Postgres, Retry};
-use super::{http, kafka, postgres_url, secret};
+use super::{Config, Downstream, Gate, IdempotencyFormat, Log, LogFormat, Method, Password, Postgres, Retry};
+use super::{http, kafka, postgres_url};
 use crate::core::identify::IdRule;
 
 /// Reads and checks `file`, with `sets` (`key=value`, the command line's) over it and the defaults under it.
@@ -123,7 +123,12 @@ fn pointer_tokens(pointer: &str) -> Result<Vec<String>, String> {
 fn postgres(w: &mut Written, name: Option<&str>, timeout: Option<Duration>) -> Option<Postgres> {
     let client = w.parsed("postgres.url", postgres_url::parse);
     let password = w.parsed("postgres.password_file", |file| {
-        if file.is_empty() { Ok(None) } else { secret::read(file, |v| std::env::var_os(v)).map(Some) }
+        if file.is_empty() {
+            return Ok(Password::None);
+        }
+        // Read once to find out now what is wrong with it.
+        let password = Password::File(file.to_owned());
+        password.read().map(|_| password)
     });
     let schema = w.computed("postgres.schema", name.map(|n| format!("txrelay_{}", n.replace('-', "_"))), |schema| {
         let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
@@ -150,11 +155,16 @@ fn postgres(w: &mut Written, name: Option<&str>, timeout: Option<Duration>) -> O
         w.refuse("postgres.lease", at, format!("must be more than downstream.timeout + 10s, here more than \"{low}\", better \"{right}\": another process would send what this one is still sending"));
     }
     let pool_size = w.count("postgres.pool_size");
-    let mut client = client?;
-    if let Some(password) = password? {
-        client.password(password);
-    }
-    Some(Postgres { client, schema: schema?, migrate: migrate?, lease: lease?.0, pool_size: pool_size? })
+    let (client, tls) = client?;
+    Some(Postgres {
+        client,
+        tls,
+        password: password?,
+        schema: schema?,
+        migrate: migrate?,
+        lease: lease?.0,
+        pool_size: pool_size?,
+    })
 }
 
 fn downstream(w: &mut Written) -> Option<Downstream> {

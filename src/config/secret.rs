@@ -53,7 +53,8 @@ pub(super) fn read(path: &str, env: impl Fn(&str) -> Option<OsString>) -> Result
 
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
-fn expand(path: &str, env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, String> {
+/// The path with `${CREDENTIALS_DIRECTORY}` replaced.
+pub(super) fn expand(path: &str, env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, String> {
     let variable = format!("${{{CREDENTIALS}}}");
     let path = if path.contains(&variable) {
         let Some(folder) = env(CREDENTIALS).and_then(|f| f.into_string().ok()).filter(|f| !f.is_empty()) else {

@@ -2,7 +2,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::core::fault::DeadReason;
@@ -49,6 +50,7 @@ pub struct Metrics {
     pub ledger_imbalance: IntGaugeVec,
     pub batch_rows: HistogramVec,
     pub commit_duration_seconds: HistogramVec,
+    pub certificate_expiry_timestamp_seconds: GaugeVec,
     pub stats_last_success_timestamp_seconds: Gauge,
 }
 
@@ -185,6 +187,16 @@ impl Metrics {
             ledger_imbalance: r.gauges("ledger_imbalance", "0 unless something is wrong (pipeline).", &["equation"]),
             batch_rows: r.histograms("batch_rows", "Rows per transaction.", &ROWS),
             commit_duration_seconds: r.histograms("commit_duration_seconds", "Duration of a transaction.", &COMMIT_SECONDS),
+            certificate_expiry_timestamp_seconds: r.add(
+                GaugeVec::new(
+                    Registrar::opts(
+                        "certificate_expiry_timestamp_seconds",
+                        "When the certificate of the other side expires, as last seen; 0 without one.",
+                    ),
+                    &["role"],
+                )
+                .expect("valid name"),
+            ),
             stats_last_success_timestamp_seconds: r
                 .gauge("stats_last_success_timestamp_seconds", "When the series of scope pipeline were last read."),
             registry: r.0,
@@ -202,6 +214,9 @@ impl Metrics {
         STALLED.iter().for_each(|reason| drop(self.stalled.with_label_values(&[reason])));
         identity.kafka_errors.iter().for_each(|kind| drop(self.kafka_errors_total.with_label_values(&[kind])));
         identity.postgres_errors.iter().for_each(|kind| drop(self.postgres_errors_total.with_label_values(&[kind])));
+        ["downstream", "kafka", "postgres"]
+            .iter()
+            .for_each(|role| drop(self.certificate_expiry_timestamp_seconds.with_label_values(&[role])));
         ["read", "ingested", "dead"].iter().for_each(|equation| drop(self.ledger_imbalance.with_label_values(&[equation])));
         for topic in identity.topics.iter().map(String::as_str) {
             ["ingested", "duplicate", "rejected"]

@@ -4,11 +4,13 @@
 //! stand in `sql/statements/`, one a file; the schema in `sql/migrations/`. PostgreSQL's clock decides what is due.
 
 mod claim;
+mod connector;
 mod error;
 mod ingest;
 mod inspect;
 mod lease;
 mod migrate;
+mod patience;
 mod positions;
 mod session;
 mod settle;
@@ -20,9 +22,10 @@ pub use error::{ERROR_KINDS, StoreError};
 pub use ingest::{Advance, Batch, Candidate, Ingested, Reject, Topics, Writer};
 pub use inspect::{PositionRow, ProcessRow, Status, status};
 pub use lease::{LeaseTime, Leased, Reservation, Room, Slot};
-pub use migrate::{SchemaState, migrate, print_sql, schema_state};
+pub use migrate::{SchemaState, grant, migrate, print_sql, reader_role, schema_state};
+pub use patience::Patience;
 pub use positions::{Gap, Position};
-pub use session::{Link, Pool, Role, Session};
+pub use session::{Link, Pool, Role, Session, ensure_own_session};
 pub use settle::{Settled, Settlement, Tried};
 pub use sql::{CLAIM_LIMITS, Sql, all as statements};
 pub use upkeep::{Gauges, Heartbeat, Registration, ensure_encoding, ensure_pipeline};

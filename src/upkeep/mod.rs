@@ -17,7 +17,7 @@ use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
 use crate::store::{
     Gauges, Heartbeat, Pool, ProcessId, Registration, Role, Room, SchemaState, Session, StoreError, ensure_encoding,
-    ensure_pipeline, migrate, schema_state,
+    ensure_own_session, ensure_pipeline, grant, migrate, schema_state,
 };
 
 /// One round: what it costs PostgreSQL is less than 1 % of a core.
@@ -94,12 +94,17 @@ impl Upkeep {
         // Not out of the pool: it tries again and again by itself, and hides why it fails.
         let role = |role| Role { pipeline: config.name.clone(), role };
         let mut session = Session::connect(&config.postgres, &role("upkeep"))?;
+        let expires_at = session.certificate_expires_at().unwrap_or(0);
+        self.metrics.certificate_expiry_timestamp_seconds.with_label_values(&["postgres"]).set(expires_at as f64);
+        ensure_own_session(&mut session, &config.postgres, &role("upkeep"))?;
         ensure_encoding(&mut session)?;
         match schema_state(&mut session)? {
             SchemaState::Ready => {}
             SchemaState::Behind { .. } if config.postgres.migrate => {
                 // On a connection of its own: migrations change its timeouts.
-                let applied = migrate(&mut Session::connect(&config.postgres, &role("migrate"))?, &config.postgres.schema)?;
+                let applied =
+                    migrate(&mut Session::connect_patiently(&config.postgres, &role("migrate"))?, &config.postgres.schema)?;
+                grant(&mut session, &config.postgres.schema, config.postgres.client.get_user())?;
                 log::info!("schema {}: applied {}", config.postgres.schema, applied.join(", "));
             }
             SchemaState::Behind { have, need } => {
@@ -139,6 +144,7 @@ impl Upkeep {
                         log::warn!("upkeep failed, will try again: {error}{note}");
                     }
                     self.health.wait("upkeep", "postgres", format!("PostgreSQL: {error}"));
+                    self.pool.renew();
                 }
             }
             if let Some(oldest) = &rounds.oldest {

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # A private PostgreSQL cluster in DIR on a free loopback port. Nothing of the system's PostgreSQL but its programs is used.
 #   pg.sh up DIR [OPTION]...            creates it if DIR holds none, starts it, prints its DSN
+#     --version V                       only at creation: this PostgreSQL from Maven's embedded-postgres-binaries (14.23.0)
+#                                       instead of the distribution's; kept in ${TXRELAY_CACHE:-~/.cache/txrelay}/postgresql/V
 #     --set k=v                         a line of postgresql.conf
 #     --env K=V                         environment of the server, from this start on (LD_PRELOAD of libfaketime)
 #     --tmpfs SIZE                      only at creation: its data lie on a tmpfs of this size (64M), to be filled; seen by the
@@ -19,9 +21,42 @@ here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=tests/bed/lib.sh
 . "$here/lib.sh"
 
-bin=$(find /usr/lib/postgresql -mindepth 3 -maxdepth 3 -path '*/bin/initdb' 2>/dev/null | sort -V | tail -n 1)
-bin=${bin%/initdb}
-[ -n "$bin" ] || die "no PostgreSQL server in /usr/lib/postgresql/*/bin: run tests/bed/setup.sh"
+# Which programs: those that came with the cluster, those of --version, or the distribution's newest.
+pick_programs() {
+  if [ -n "$version" ]; then
+    fetch "$version"
+    programs=$dir/programs
+    # Another user may run them, who cannot look into ours's home.
+    mkdir -p "$dir" && cp -a "$fetched" "$programs" && chmod -R a+rX "$programs"
+  fi
+  if [ -d "$dir/programs" ]; then
+    bin=$dir/programs/bin
+  else
+    bin=$(find /usr/lib/postgresql -mindepth 3 -maxdepth 3 -path '*/bin/initdb' 2>/dev/null | sort -V | tail -n 1)
+    bin=${bin%/initdb}
+  fi
+  [ -n "$bin" ] || die "no PostgreSQL server in /usr/lib/postgresql/*/bin: run tests/bed/setup.sh"
+  # Maven's have the server only.
+  isready=$bin/pg_isready
+  [ -x "$isready" ] || isready=$(command -v pg_isready) || die "no pg_isready: run tests/bed/setup.sh"
+}
+fetch() { # VERSION -> folder in $fetched
+  fetched=$(cache_dir)/postgresql/$1
+  [ ! -d "$fetched" ] || return 0
+  have mvn || die "no mvn: run tests/bed/setup.sh"
+  local tmp machine=amd64
+  [ "$(uname -m)" != aarch64 ] || machine=arm64v8
+  mkdir -p "${fetched%/*}"
+  tmp=$(mktemp -d "$fetched.XXXXXX")
+  # Whole or not at all: another run may be looking for it.
+  # shellcheck disable=SC2015 # whatever fails, the next line finds out
+  mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.6.1:unpack "-DoutputDirectory=$tmp" \
+    "-Dartifact=io.zonky.test.postgres:embedded-postgres-binaries-linux-$machine:$1" >"$tmp.log" 2>&1 \
+    && mkdir "$tmp/programs" && tar -xJf "$tmp"/postgres-linux-*.txz -C "$tmp/programs" 2>>"$tmp.log" \
+    && mv -T "$tmp/programs" "$fetched" 2>>"$tmp.log" || true
+  [ -d "$fetched" ] || { tail -n 20 "$tmp.log" >&2; die "failed to get PostgreSQL $1"; }
+  rm -rf "$tmp" "$tmp.log"
+}
 
 # PostgreSQL refuses to run as root.
 as_owner() {
@@ -111,7 +146,7 @@ start() {
   fi
   spawn "$dir/server.pid" "$dir/log" ${enter[@]+"${enter[@]}"} ${become[@]+"${become[@]}"} \
     env ${environment[@]+"${environment[@]}"} "$bin/postgres" -D "$dir/data"
-  until "$bin/pg_isready" -q -h 127.0.0.1 -p "$port"; do
+  until "$isready" -q -h 127.0.0.1 -p "$port"; do
     pid=$(pid_of "$dir/server.pid") || { tail -n 15 "$dir/log" >&2; die "PostgreSQL did not start, see $dir/log"; }
     n=$((n + 1))
     [ "$n" -le 1200 ] || die "PostgreSQL (pid $pid) not ready after 60 s, see $dir/log"
@@ -195,7 +230,7 @@ stop() {
 cmd=${1:-help}
 case $cmd in
   up | down | restart | signal | kill9 | standby | promote | drop | env) ;;
-  *) sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 dir=${2:?folder}
 shift 2
@@ -203,10 +238,11 @@ case $cmd in
   signal) signal=${1:?signal}; shift ;;
   standby) primary_dir=${1:?folder of the primary}; shift ;;
 esac
-mode=fast sets=() environment=() tmpfs='' sync=no
+mode=fast sets=() environment=() tmpfs='' sync=no version=''
 while [ $# -gt 0 ]; do
   case $1 in
     -m) mode=${2:?mode}; shift 2 ;;
+    --version) version=${2:?version}; shift 2 ;;
     --set) sets+=("${2:?k=v}"); shift 2 ;;
     --env) environment+=("${2:?K=V}"); shift 2 ;;
     --tmpfs) tmpfs=${2:?size}; shift 2 ;;
@@ -216,6 +252,8 @@ while [ $# -gt 0 ]; do
 done
 pick_owner
 [ "${dir#/}" != "$dir" ] || dir=$PWD/$dir
+[ -z "$version" ] || [ ! -s "$dir/port" ] || die "$dir holds a cluster already: --version is for its creation"
+pick_programs
 # A later value of a name wins, as `env` has it.
 [ "${#environment[@]}" = 0 ] || { mkdir -p "$dir" && printf '%s\n' "${environment[@]}" >>"$dir/environment"; }
 if [ "$cmd" = standby ]; then

@@ -24,6 +24,7 @@ have pkg-config || need pkg-config
 have mvn || need maven
 [ -n "$(find /usr/lib/postgresql -mindepth 3 -maxdepth 3 -path '*/bin/initdb' 2>/dev/null)" ] || need postgresql
 have psql || need postgresql-client
+have xz || need xz-utils # PostgreSQL's other versions
 { have setpriv && have setsid; } || need util-linux
 [ "${1:-}" != --lint ] || have shellcheck || need shellcheck
 

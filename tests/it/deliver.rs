@@ -38,8 +38,7 @@ fn nothing_is_claimed_before_every_kept_outcome_is_written() {
     let schema = unique("it_settler");
     let (mut proxy, through) = Proxy::postgres();
     let lease = Duration::from_secs(60);
-    let at =
-        |url: &str| config::Postgres { client: url.parse().unwrap(), schema: schema.clone(), migrate: true, lease, pool_size: 1 };
+    let at = |url: &str| config::Postgres::plain(url.parse().unwrap(), &schema, lease);
     let mut session = schema_with(&at(&postgres_url()), 601);
     let identity =
         Identity { pipeline: "it", schema: &schema, client: "none", topics: &[], kafka_errors: &[], postgres_errors: &[] };
@@ -93,8 +92,7 @@ fn nothing_is_claimed_before_every_kept_outcome_is_written() {
 fn a_wake_up_is_enough_even_if_nobody_polls_for_an_hour() {
     let schema = unique("it_claimer");
     let lease = Duration::from_secs(60);
-    let config =
-        config::Postgres { client: postgres_url().parse().unwrap(), schema: schema.clone(), migrate: true, lease, pool_size: 1 };
+    let config = config::Postgres::plain(postgres_url().parse().unwrap(), &schema, lease);
     let mut session = schema_with(&config, 0);
     let identity =
         Identity { pipeline: "it", schema: &schema, client: "none", topics: &[], kafka_errors: &[], postgres_errors: &[] };

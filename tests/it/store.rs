@@ -28,13 +28,7 @@ struct Store {
 }
 
 fn postgres(schema: &str) -> config::Postgres {
-    config::Postgres {
-        client: postgres_url().parse().expect("a DSN"),
-        schema: schema.to_owned(),
-        migrate: true,
-        lease: LEASE,
-        pool_size: 2,
-    }
+    config::Postgres::plain(postgres_url().parse().expect("a DSN"), schema, LEASE)
 }
 
 fn role() -> Role {
@@ -190,7 +184,7 @@ fn several_processes_may_migrate_at_once() {
 fn what_is_printed_is_what_migrate_would_do() {
     let config = postgres(&unique("it_printed"));
     let mut session = Session::connect(&config, &role()).expect("connects");
-    session.client().batch_execute(&print_sql(&config.schema)).expect("runs as it is");
+    session.client().batch_execute(&print_sql(&config.schema, "postgres")).expect("runs as it is");
     assert_eq!(schema_state(&mut session).expect("looked"), SchemaState::Ready);
     session.client().batch_execute(&format!("drop schema \"{}\" cascade", config.schema)).expect("dropped");
 }

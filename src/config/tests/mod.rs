@@ -37,7 +37,7 @@ impl Drop for Folder {
 
 const FIVE_LINES: &str = r#"kafka.brokers = ["kafka-1:9092"]
 kafka.topics = ["payments"]
-postgres.url = "postgresql://txrelay@db/txrelay"
+postgres.url = "postgresql://txrelay@db/txrelay?sslmode=verify-full"
 downstream.url = "https://ledger.internal/transactions"
 log.level = "info"
 "#;
