@@ -43,6 +43,11 @@ impl Settler {
         let mut batch = Vec::with_capacity(BATCH);
         while collect(outcomes, &mut batch) {
             self.write(process, &mut batch, &mut throttle)?;
+            // Not after the first batch: the rows of those that still wait may be due again, and a claim would send them twice.
+            // It comes to this soon, because without claims nothing fresh is born leased either.
+            if outcomes.is_empty() {
+                self.unsettled.store(false, Ordering::Release);
+            }
         }
         Ok(())
     }
@@ -52,7 +57,6 @@ impl Settler {
         loop {
             let error = match self.settle(process, batch, throttle) {
                 Ok(stale) => {
-                    self.unsettled.store(false, Ordering::Release);
                     self.health.go("settler", "postgres");
                     self.metrics.settles_stale_total.inc_by(stale as u64);
                     self.metrics.batch_rows.with_label_values(&["settle"]).observe(batch.len() as f64);

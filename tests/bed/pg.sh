@@ -51,7 +51,7 @@ fetch() { # VERSION -> folder in $fetched
   # Whole or not at all: another run may be looking for it.
   # shellcheck disable=SC2015 # whatever fails, the next line finds out
   mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.6.1:unpack "-DoutputDirectory=$tmp" \
-    "-Dartifact=io.zonky.test.postgres:embedded-postgres-binaries-linux-$machine:$1" >"$tmp.log" 2>&1 \
+    "-DmarkersDirectory=$tmp" "-Dartifact=io.zonky.test.postgres:embedded-postgres-binaries-linux-$machine:$1" >"$tmp.log" 2>&1 \
     && mkdir "$tmp/programs" && tar -xJf "$tmp"/postgres-linux-*.txz -C "$tmp/programs" 2>>"$tmp.log" \
     && mv -T "$tmp/programs" "$fetched" 2>>"$tmp.log" || true
   [ -d "$fetched" ] || { tail -n 20 "$tmp.log" >&2; die "failed to get PostgreSQL $1"; }

@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod deliver;
+mod faults;
 mod misuse;
 mod postgresql;
 mod relay;
+mod restart;
 mod rig;
 mod source;
 mod store;
