@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod deliver;
+mod exporter;
+mod logs;
 mod misuse;
+mod ops;
 mod relay;
 mod rig;
 mod source;
