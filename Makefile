@@ -22,20 +22,20 @@ build: ## release build
 
 test: ## unit, property and integration tests on real services (ARGS= goes to the test binaries)
 	@tests/bed/setup.sh
-	cargo build --features bed
-	cargo test --features bed --no-run
-	tests/bed/with-bed.sh cargo test --features bed -- $(ARGS)
+	cargo build --features bed,failpoints
+	cargo test --features bed,failpoints --no-run
+	tests/bed/with-bed.sh cargo test --features bed,failpoints -- $(ARGS)
 
 test-long: ## also the tests that are marked ignored, because they take minutes
 	@tests/bed/setup.sh
-	cargo build --features bed
-	cargo test --features bed --no-run
-	tests/bed/with-bed.sh cargo test --features bed -- --include-ignored $(ARGS)
+	cargo build --features bed,failpoints
+	cargo test --features bed,failpoints --no-run
+	tests/bed/with-bed.sh cargo test --features bed,failpoints -- --include-ignored $(ARGS)
 
 lint: ## fmt, clippy, every feature set, licences and advisories, shellcheck
 	@tests/bed/setup.sh --lint
 	cargo fmt --check
-	cargo clippy --all-targets --features bed -- -D warnings
+	cargo clippy --all-targets --features bed,failpoints -- -D warnings
 	cargo check --no-default-features --features librdkafka
 	cargo check
 	@if cargo deny --version >/dev/null 2>&1; then \

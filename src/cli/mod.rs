@@ -142,7 +142,8 @@ Exit status:
    1  failed, or a check found something   77  not permitted
    2  the command line is wrong            78  wrong configuration, or the name is in use
 
-Signals to run: TERM and INT stop it in order, a second one at once.";
+Signals to run: TERM and INT stop it in order, a second one at once; HUP reads the file again;
+USR1 writes to the log what each thread does.";
 
 /// Which file is meant.
 fn file(config: Option<&Path>, instance: Option<&str>, etc: &Path) -> Result<PathBuf, (Exit, String)> {

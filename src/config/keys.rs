@@ -143,6 +143,10 @@ const fn key(path: &'static str, kind: Kind, given: Given, doc: &'static str) ->
     Key { path, kind, given, change: Change::Restart, doc, later: None }
 }
 
+const fn reload(path: &'static str, kind: Kind, given: Given, doc: &'static str) -> Key {
+    Key { path, kind, given, change: Change::Reload, doc, later: None }
+}
+
 const fn later(path: &'static str, what: &'static str) -> Key {
     Key { path, kind: Text, given: Unset(""), change: Change::Restart, doc: "", later: Some(what) }
 }
@@ -188,13 +192,13 @@ pub static KEYS: &[Key] = &[
         Unset("\"earliest\""),
         "Where to begin, at the pipeline's very first start only: earliest, latest, committed (where the consumer group\nstands), or a time such as \"2026-11-01T00:00:00Z\". No default where a topic already holds records: txrelay then says\nhow many, and waits for this key.",
     ),
-    key(
+    reload(
         "kafka.on_lost_position",
         Choice(&["continue", "stop"]),
         Default("\"continue\""),
         "When Kafka has deleted records that were not read yet: go on behind the gap, which is recorded and alarmed\n(continue), or leave that partition alone until somebody decides (stop).",
     ),
-    key(
+    reload(
         "kafka.record_max",
         Size(1, 16 * KIB * KIB),
         Default("\"1 MiB\""),
@@ -314,20 +318,20 @@ pub static KEYS: &[Key] = &[
     later("downstream.tls", "its own CA and client certificates"),
     later("downstream.signing", "signed requests"),
     later("downstream.outcomes", "other meanings for statuses"),
-    key(
+    reload(
         "retry.base",
         Period(ms(1), hours(24)),
         Default("\"1s\""),
         "First wait after a transaction's own failure; it doubles by itself.",
     ),
-    key("retry.cap", Period(ms(1), hours(24 * 7)), Default("\"15m\""), "Longest wait between two attempts."),
-    key(
+    reload("retry.cap", Period(ms(1), hours(24 * 7)), Default("\"15m\""), "Longest wait between two attempts."),
+    reload(
         "retry.give_up_after",
         Period(ms(1), hours(24 * 366)),
         Default("\"72h\""),
         "A transaction that has failed by itself for this long is dead: kept, for a person. Outages of the service do not count.",
     ),
-    key(
+    reload(
         "gate.probe_cap",
         Period(ms(1), hours(1)),
         Default("\"30s\""),
@@ -341,7 +345,7 @@ pub static KEYS: &[Key] = &[
         Default("\"127.0.0.1:19470\""),
         "Address and port of /metrics, /livez and /readyz. Each instance needs its own. There is no access control.",
     ),
-    key(
+    reload(
         "log.level",
         Choice(&["error", "warn", "info", "debug", "trace"]),
         Default("\"info\""),
@@ -354,7 +358,7 @@ pub static KEYS: &[Key] = &[
         "journal (structured, under systemd), text, json (one object per line), or auto: journal under systemd, text elsewhere.",
     ),
     later("retention", "retention; nothing is deleted"),
-    key(
+    reload(
         "shutdown.timeout",
         Period(ms(1), hours(1)),
         Default("\"30s\""),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::problems::{At, Problem, Problems};
-use super::raw::Written;
+use super::raw::{Value, Written};
 use super::value::show_duration;
 use super::{Config, Downstream, Gate, IdempotencyFormat, Log, LogFormat, Method, Password, Postgres, Retry};
 use super::{http, kafka, postgres_url};
@@ -20,7 +20,7 @@ pub fn load(file: &Path, sets: &[String]) -> Result<Config, Problems> {
     let bytes = std::fs::read(file).map_err(|e| alone(format!("cannot be read: {}", super::io_text(&e))))?;
     let text = String::from_utf8(bytes).map_err(|_| alone("is not UTF-8 text".into()))?;
     let mut written = Written::read(&text, sets);
-    let config = whole(file, &mut written);
+    let config = whole(file, sets, &mut written);
     match config {
         Some(config) if written.problems.is_empty() => Ok(config),
         _ => Err(Problems::new(file, written.problems)),
@@ -28,7 +28,7 @@ pub fn load(file: &Path, sets: &[String]) -> Result<Config, Problems> {
 }
 
 /// `None` only together with a problem. Everything is looked at before anything is given up.
-fn whole(file: &Path, w: &mut Written) -> Option<Config> {
+fn whole(file: &Path, sets: &[String], w: &mut Written) -> Option<Config> {
     let name = name(file, w);
     let kafka = kafka::read(w, name.as_deref());
     let transaction_id = transaction_id(w);
@@ -53,12 +53,21 @@ fn whole(file: &Path, w: &mut Written) -> Option<Config> {
             format!("must be at least downstream.timeout + 5s, here \"{right}\": a request in hand must be able to end"),
         );
     }
+    let (name, kafka, postgres) = (name?, kafka?, postgres?);
+    let view = w.view(&[
+        ("name", Value::Text(name.clone())),
+        ("kafka.group", Value::Text(kafka.group.clone())),
+        ("postgres.schema", Value::Text(postgres.schema.clone())),
+        ("postgres.lease", Value::Period(postgres.lease)),
+    ]);
     Some(Config {
         file: file.to_path_buf(),
-        name: name?,
-        kafka: kafka?,
+        sets: sets.to_vec(),
+        view,
+        name,
+        kafka,
         transaction_id: transaction_id?,
-        postgres: postgres?,
+        postgres,
         downstream: downstream?,
         retry: retry?,
         gate: Gate { probe_cap: probe_cap?.0 },

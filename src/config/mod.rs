@@ -24,17 +24,23 @@ mod secret;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod value;
+mod view;
 
-pub use current::Current;
+pub use current::{Current, Refused};
 pub use load::load;
 pub use postgres_tls::{ClientCertificate, PostgresTls, TlsMode};
 pub use problems::{Problems, visible};
+pub use view::{Effective, Source, View};
 
 /// A pipeline's whole configuration, checked. `etc/txrelay.toml` names the keys.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The file it came from.
     pub file: PathBuf,
+    /// What the command line said before it.
+    pub sets: Vec<String>,
+    /// Every key, as it was read.
+    pub view: View,
     /// `name`: recorded in the schema.
     pub name: String,
     /// `[kafka]`

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, select};
 
 use super::batch::Reading;
-use crate::config::Config;
+use crate::config::Current;
 use crate::core::record::TopicPartition;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
+use crate::ops::{failpoint, pulse};
 use crate::source::{MessageSource, Polled, SourceError, Trouble};
 use crate::store::{LeaseTime, Leased, Link, Position, ProcessId, Room, StoreError, Topics, Writer};
 
@@ -32,7 +33,7 @@ const DESCRIBE: Duration = Duration::from_secs(60);
 
 /// Reads, commits, hands over.
 pub struct Consumer {
-    pub(super) config: Arc<Config>,
+    pub(super) config: Current,
     pub(super) link: Link,
     pub(super) room: Arc<Room>,
     pub(super) time: LeaseTime,
@@ -59,8 +60,8 @@ pub struct Consumer {
 
 /// What the consumer is made of.
 pub struct Parts {
-    /// The pipeline.
-    pub config: Arc<Config>,
+    /// The pipeline, as last reloaded.
+    pub config: Current,
     /// Its own connection.
     pub link: Link,
     /// Where slots are reserved.
@@ -126,6 +127,7 @@ impl Consumer {
 
     /// Works until told to stop. `process` comes once upkeep has opened the store: no group is joined before that.
     pub fn run(mut self, process: &Receiver<ProcessId>) -> anyhow::Result<()> {
+        pulse::at("waiting for the store", None);
         select! {
             recv(process) -> process => match process {
                 Ok(process) => self.process = process,
@@ -135,6 +137,7 @@ impl Consumer {
             recv(self.stop.signal()) -> _ => return Ok(()),
         }
         loop {
+            pulse::at("joining the group", pulse::REMOTE);
             let why = match (self.open)() {
                 Ok(mut source) => {
                     let began = Instant::now();
@@ -148,6 +151,7 @@ impl Consumer {
                     let deadline = self.stop.deadline().map_or(Duration::from_secs(5), |by| {
                         by.saturating_duration_since(Instant::now()).min(Duration::from_secs(5))
                     });
+                    pulse::at("leaving the group", pulse::REMOTE);
                     source.close(deadline);
                     match left? {
                         Leave::Stop => return Ok(()),
@@ -164,6 +168,7 @@ impl Consumer {
             }
             self.health.wait("consumer", "kafka", format!("starting over: {why}"));
             let pause = Duration::from_millis(200).saturating_mul(1 << self.failures.min(7)).min(Duration::from_secs(20));
+            pulse::at("waiting to start over", pulse::PROMPT.map(|bound| bound + pause));
             if self.stop.wait(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)) {
                 return Ok(());
             }
@@ -174,6 +179,8 @@ impl Consumer {
         let mut check_at = Instant::now() + FIRST_CHECK;
         self.described_at = None;
         loop {
+            pulse::at("waiting for records", Some(Duration::from_secs(60)));
+            failpoint("thread-consumer");
             if self.stop.is_stopping() {
                 return Ok(self.commit(source).unwrap_or(Leave::Stop));
             }
@@ -286,6 +293,7 @@ impl Consumer {
 
     /// Every few seconds: read positions back, compare topic ids, move quiet partitions over markers.
     fn check(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
+        pulse::at("checking positions", pulse::REMOTE);
         if self.described_at.is_none_or(|at| at.elapsed() >= DESCRIBE)
             && let Some(leave) = self.compare_topic_ids(source)
         {

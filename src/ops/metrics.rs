@@ -52,6 +52,8 @@ pub struct Metrics {
     pub commit_duration_seconds: HistogramVec,
     pub certificate_expiry_timestamp_seconds: GaugeVec,
     pub stats_last_success_timestamp_seconds: Gauge,
+    pub config_last_reload_successful: IntGauge,
+    pub config_last_reload_success_timestamp_seconds: Gauge,
 }
 
 /// Who this is, for `build_info` and `pipeline_info`.
@@ -199,9 +201,15 @@ impl Metrics {
             ),
             stats_last_success_timestamp_seconds: r
                 .gauge("stats_last_success_timestamp_seconds", "When the series of scope pipeline were last read."),
+            config_last_reload_successful: r.int_gauge("config_last_reload_successful", "1 unless the last reload was refused."),
+            config_last_reload_success_timestamp_seconds: r.gauge(
+                "config_last_reload_success_timestamp_seconds",
+                "When the configuration was last loaded, at the start or by a reload.",
+            ),
             registry: r.0,
         };
         metrics.touch(identity);
+        metrics.reloaded();
         metrics
     }
 
@@ -229,6 +237,24 @@ impl Metrics {
         self.registry
             .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
             .expect("process series are registered once");
+    }
+
+    /// The configuration was loaded just now.
+    pub fn reloaded(&self) {
+        self.config_last_reload_successful.set(1);
+        self.config_last_reload_success_timestamp_seconds.set(unix_seconds());
+    }
+
+    /// Positions as committed: topic, partition and offset.
+    pub fn positions(&self) -> Vec<String> {
+        let label = |metric: &prometheus::proto::Metric, name: &str| {
+            metric.get_label().iter().find(|label| label.name() == name).map(|label| label.value().to_owned()).unwrap_or_default()
+        };
+        let families = self.kafka_position.collect();
+        let metrics = families.iter().flat_map(|family| family.get_metric());
+        metrics
+            .map(|m| format!("{}/{} at {}", label(m, "topic"), label(m, "partition"), m.get_gauge().get_value() as i64))
+            .collect()
     }
 
     /// The text format of `GET /metrics`.

@@ -15,6 +15,7 @@ use crate::ops::health::Health;
 use crate::ops::metrics::{Metrics, unix_seconds};
 use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
+use crate::ops::{failpoint, pulse};
 use crate::store::{
     Gauges, Heartbeat, Pool, ProcessId, Registration, Role, Room, SchemaState, Session, StoreError, ensure_encoding,
     ensure_own_session, ensure_pipeline, grant, migrate, schema_state,
@@ -54,6 +55,7 @@ impl Upkeep {
             let _ = thread.send(process);
         }
         self.keep(process)?;
+        pulse::at("saying goodbye", pulse::REMOTE);
         if let Ok(mut session) = self.pool.session() {
             // Without it the heartbeat's silence says the same a little later.
             let _ = session.goodbye(process);
@@ -66,6 +68,8 @@ impl Upkeep {
     fn open(&mut self) -> anyhow::Result<Option<ProcessId>> {
         let mut pause = Duration::from_millis(100);
         loop {
+            // Migrations of a large schema take their time.
+            pulse::at("opening the store", Some(Duration::from_secs(4 * 3600)));
             let error = match self.try_open() {
                 Ok(process) => {
                     self.health.go("upkeep", "postgres");
@@ -83,6 +87,7 @@ impl Upkeep {
                 log::warn!("waiting for PostgreSQL: {error}{note}");
             }
             pause = (pause * 2).min(Duration::from_secs(5));
+            pulse::at("waiting to open the store", pulse::PROMPT);
             if self.stop.wait(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)) {
                 return Ok(None);
             }
@@ -150,6 +155,8 @@ impl Upkeep {
             if let Some(oldest) = &rounds.oldest {
                 oldest.show(&self.metrics);
             }
+            pulse::at("resting", pulse::PROMPT);
+            failpoint("thread-upkeep");
             if self.stop.wait(ROUND) {
                 return Ok(());
             }
@@ -157,6 +164,7 @@ impl Upkeep {
     }
 
     fn round(&mut self, process: ProcessId, began: Instant, rounds: &mut Rounds) -> Result<(), StoreError> {
+        pulse::at("beating", pulse::REMOTE);
         let mut session = self.pool.session()?;
         let beat = Heartbeat {
             in_flight: self.metrics.requests_in_flight.get().max(0) as usize,
@@ -174,6 +182,7 @@ impl Upkeep {
             rounds.sweep_at = (began.elapsed() * 2).max(ROUND);
         }
         if Instant::now() >= rounds.count_at {
+            pulse::at("counting", pulse::REMOTE);
             let counting = Instant::now();
             let gauges = session.gauges();
             // Also after a failure: a count that takes too long must not be repeated at once.
@@ -191,6 +200,7 @@ impl Upkeep {
         for (dead, lease) in session.predecessors(instance, process)? {
             let mut freed = 0;
             loop {
+                pulse::at("sweeping", pulse::REMOTE);
                 match session.sweep(dead, lease)? {
                     0 => break,
                     n => freed += n,

@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod deliver;
+mod exporter;
 mod faults;
+mod logs;
 mod misuse;
+mod ops;
 mod postgresql;
 mod relay;
 mod restart;

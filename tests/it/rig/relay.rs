@@ -17,6 +17,7 @@ pub struct Relay {
     metrics: String,
     config: String,
     sets: Vec<String>,
+    envs: Vec<(String, String)>,
     child: Option<Killed>,
     runs: usize,
     /// Whose schema goes when this one goes.
@@ -27,6 +28,17 @@ impl Relay {
     /// `--set` for every run from now on.
     pub fn set(&mut self, key_value: &str) {
         self.sets.push(key_value.to_owned());
+    }
+
+    /// In the environment of every run from now on.
+    pub fn env(&mut self, name: &str, value: &str) {
+        self.envs.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Changes the file, also under a daemon that runs.
+    pub fn edit(&mut self, change: impl FnOnce(&str) -> String) {
+        self.config = change(&self.config);
+        std::fs::write(self.config_file(), &self.config).expect("the configuration is written");
     }
 
     /// Takes `kafka.start` out of the file.
@@ -58,6 +70,7 @@ impl Relay {
             metrics: free,
             config,
             sets: Vec::new(),
+            envs: Vec::new(),
             child: None,
             runs: 0,
             owns_schema: true,
@@ -89,6 +102,7 @@ impl Relay {
             database: self.database.clone(),
             config: self.config.replace(&self.metrics, &metrics),
             sets: self.sets.clone(),
+            envs: self.envs.clone(),
             directory,
             metrics,
             child: None,
@@ -110,17 +124,41 @@ impl Relay {
             command.args(["--set", set]);
         }
         command.env("STATE_DIRECTORY", self.directory.join("state")).stdin(Stdio::null());
+        command.envs(self.envs.iter().map(|(name, value)| (name, value)));
         command
     }
 
     pub fn start(&mut self) -> &mut Self {
-        assert!(self.child.is_none(), "one daemon at a time");
         self.runs += 1;
         let log = std::fs::File::create(self.log_file()).expect("a log file");
-        let child =
-            self.command(&["run"]).stdout(log.try_clone().expect("a handle")).stderr(log).spawn().expect("the daemon starts");
+        self.start_with(log)
+    }
+
+    /// With its log going there.
+    pub fn start_with(&mut self, stderr: impl Into<Stdio>) -> &mut Self {
+        assert!(self.child.is_none(), "one daemon at a time");
+        let child = self.command(&["run"]).stdout(Stdio::null()).stderr(stderr).spawn().expect("the daemon starts");
         self.child = Some(Killed(child));
         self
+    }
+
+    /// As the command that `wrap` makes of it.
+    pub fn start_through(&mut self, wrap: impl FnOnce(Command) -> Command) -> &mut Self {
+        assert!(self.child.is_none(), "one daemon at a time");
+        self.child = Some(Killed(wrap(self.command(&["run"])).spawn().expect("the daemon starts")));
+        self
+    }
+
+    /// A number of `/proc/PID/status`, such as `VmRSS` in kB or `Threads`.
+    pub fn proc_status(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).expect("the field");
+        line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs").count()
     }
 
     fn log_file(&self) -> PathBuf {
