@@ -24,6 +24,7 @@ use postgres_openssl::TlsConnector;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 
+use super::StoreError;
 use super::patience::{Bounded, Patience};
 use crate::config::{PostgresTls, TlsMode};
 
@@ -58,6 +59,19 @@ impl Connector {
     /// When the certificate of the server last connected to expires, in seconds since the epoch.
     pub(super) fn certificate_expires_at(&self) -> Option<i64> {
         Some(self.seen.0.expires_at.load(Ordering::Relaxed)).filter(|at| *at != 0)
+    }
+
+    /// What a failure to connect means. A server that does not accept our certificate may reset the connection before its alert
+    /// is read: then there is nothing to go by but that it was shown.
+    pub(super) fn explain(&self, error: postgres::Error) -> StoreError {
+        let broke = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>()).is_some_and(|e| {
+            matches!(e.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof)
+        });
+        if broke && self.tls.client.is_some() {
+            let words = "the server does not accept our certificate (sslcert): it closed the connection when it was shown";
+            return StoreError::Connection(words.to_owned());
+        }
+        error.into()
     }
 
     /// Reads the files anew: a certificate that was renewed holds from the next connection on.

@@ -1,6 +1,7 @@
 //! One connection with its settings and prepared statements, and the link that a thread keeps to PostgreSQL across outages.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use postgres::config::{Host, SslMode, SslNegotiation};
@@ -133,9 +134,14 @@ impl Session {
 
     fn connect_with(postgres: &config::Postgres, role: &Role, patience: Patience) -> Result<Self, StoreError> {
         let connector = Connector::new(&postgres.tls, patience);
-        let connected = client_config(postgres, role)?.connect(connector.clone()).map_err(StoreError::from);
+        let client = client_config(postgres, role)?;
         // Which server refuses is half of the answer.
-        let mut client = connected.map_err(|error| error.at(&postgres.place()))?;
+        let failed = |error: StoreError| error.at(&postgres.place());
+        // The crate panics where it gets no descriptor for the runtime of a connection.
+        let connected = catch_unwind(AssertUnwindSafe(|| client.connect(connector.clone()))).map_err(|_| {
+            failed(StoreError::Connection("no connection can be made: is there a descriptor left (LimitNOFILE=)?".to_owned()))
+        })?;
+        let mut client = connected.map_err(|error| failed(connector.explain(error)))?;
         client.batch_execute(&settings(postgres))?;
         let certificate_expires_at = connector.certificate_expires_at();
         Ok(Self { client: Connection::Own(Box::new(client)), prepared: HashMap::new(), certificate_expires_at })
