@@ -1,6 +1,6 @@
 # Each target sets up what it needs on a fresh Debian or Ubuntu and says what it installs. Nothing of the system is started.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint bench install build
+.PHONY: help demo test test-postgres test-long lint bench install build
 
 # Outside the clone, so that a fresh clone finds what was built before.
 cache := $(or $(TXRELAY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/txrelay)
@@ -25,6 +25,13 @@ test: ## unit, property and integration tests on real services (ARGS= goes to th
 	cargo build --features bed,failpoints
 	cargo test --features bed,failpoints --no-run
 	tests/bed/with-bed.sh cargo test --features bed,failpoints -- $(ARGS)
+	@[ -n '$(ARGS)' ] || $(MAKE) --no-print-directory test-postgres
+
+# Everything that the store promises, and the main job, on the oldest and the newest PostgreSQL that is supported.
+test-postgres:
+	for version in 14.23.0 18.6.0; do echo "== PostgreSQL $$version"; \
+	  tests/bed/with-bed.sh --postgres $$version cargo test --features bed,failpoints --test it -- store:: deliver:: \
+	    relay::what_is_produced relay::kill_9 relay::a_clean_stop relay::redelivery || exit 1; done
 
 test-long: ## also the tests that are marked ignored, because they take minutes
 	@tests/bed/setup.sh

@@ -35,6 +35,7 @@ fn apply(config: &Config) -> Result<(Vec<String>, Vec<String>), StoreError> {
     let role = Role { pipeline: config.name.clone(), role: "migrate" };
     let mut session = Session::connect_patiently(&postgres, &role)?;
     store::ensure_own_session(&mut session, &postgres, &role)?;
+    store::ensure_server(&mut session)?;
     let applied = store::migrate(&mut session, &postgres.schema)?;
     store::ensure_pipeline(&mut session, &config.name)?;
     let granted = store::grant(&mut session, &postgres.schema, config.postgres.client.get_user())?;

@@ -28,7 +28,7 @@ pub use positions::{Gap, Position};
 pub use session::{Link, Pool, Role, Session, ensure_own_session};
 pub use settle::{Settled, Settlement, Tried};
 pub use sql::{CLAIM_LIMITS, Sql, all as statements};
-pub use upkeep::{Gauges, Heartbeat, Registration, ensure_encoding, ensure_pipeline};
+pub use upkeep::{Gauges, Heartbeat, Registration, ensure_pipeline, ensure_server};
 
 /// Number of this process in table `process`; holder of leases and owner of partitions.
 pub type ProcessId = i64;

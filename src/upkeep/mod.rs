@@ -17,8 +17,8 @@ use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
 use crate::ops::{failpoint, pulse};
 use crate::store::{
-    Gauges, Heartbeat, Pool, ProcessId, Registration, Role, Room, SchemaState, Session, StoreError, ensure_encoding,
-    ensure_own_session, ensure_pipeline, grant, migrate, schema_state,
+    Gauges, Heartbeat, Pool, ProcessId, Registration, Role, Room, SchemaState, Session, StoreError, ensure_own_session,
+    ensure_pipeline, ensure_server, grant, migrate, schema_state,
 };
 
 /// One round: what it costs PostgreSQL is less than 1 % of a core.
@@ -102,7 +102,7 @@ impl Upkeep {
         let expires_at = session.certificate_expires_at().unwrap_or(0);
         self.metrics.certificate_expiry_timestamp_seconds.with_label_values(&["postgres"]).set(expires_at as f64);
         ensure_own_session(&mut session, &config.postgres, &role("upkeep"))?;
-        ensure_encoding(&mut session)?;
+        ensure_server(&mut session)?;
         match schema_state(&mut session)? {
             SchemaState::Ready => {}
             SchemaState::Behind { .. } if config.postgres.migrate => {
