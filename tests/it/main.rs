@@ -3,6 +3,7 @@
 
 mod deliver;
 mod faults;
+mod metrics;
 mod misuse;
 mod relay;
 mod restart;
