@@ -50,8 +50,9 @@ lint: ## fmt, clippy, every feature set, licences and advisories, shellcheck
 	else echo "cargo deny: skipped, cargo-deny is not installed (deny.toml says what it would check)"; fi
 	shellcheck -x tests/bed/*.sh benches/*.sh .ci/run
 
-bench: ## deliveries/s, CPU, commits, WAL and RSS (BENCH_RECORDS=60000 BENCH_RUNS=3)
+bench: ## deliveries/s, CPU, commits, WAL, RSS, and restarts after kill -9 (BENCH_RECORDS=60000 BENCH_RUNS=3 BENCH_KILLS=5)
 	@benches/run.sh
+	@benches/crash.sh
 
 install: build ## binary, unit, example configuration and documents, under DESTDIR and PREFIX
 	install -D -m 755 $(CARGO_TARGET_DIR)/release/txrelay $(DESTDIR)$(PREFIX)/bin/txrelay

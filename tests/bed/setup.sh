@@ -52,6 +52,9 @@ if [ "${#packages[@]}" -gt 0 ]; then
   if have java && [ "$(java_version)" -lt 17 ]; then die "this distribution's Java is $(java_version); Kafka needs 17 or newer"; fi
 fi
 
+# For the tests alone, so a machine without it can still build, run the demo and the benches.
+"$here/debs.sh" prometheus >/dev/null || say "Note: without Debian's package prometheus there is no promtool, and a test will fail"
+
 if ! have cargo; then
   if [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
     PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"

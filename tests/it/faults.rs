@@ -259,7 +259,6 @@ fn a_standby_promoted_under_load_is_gone_over_to() {
 }
 
 #[test]
-#[ignore = "takes minutes: make test-long"]
 fn postgresql_frozen_for_two_leases_loses_nothing_and_sends_nothing_twice() {
     let pg = Pg::start();
     let mut running = Running::set_up(pg.dsn(), pg.dsn(), SHORT_LEASE, &["postgres.lease=\"12s\""]);

@@ -5,6 +5,7 @@ mod deliver;
 mod exporter;
 mod faults;
 mod logs;
+mod metrics;
 mod misuse;
 mod ops;
 mod postgresql;
