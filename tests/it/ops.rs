@@ -2,11 +2,11 @@
 
 use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
-use crate::rig::{LIMIT, Ledger, Relay, Topic, eventually, ids, unique};
+use crate::rig::{Ledger, Relay, Topic, eventually, ids, unique};
 
 const NOBODY: &str = "http://127.0.0.1:1/";
 
@@ -202,7 +202,10 @@ fn a_burst_of_reloads_drops_nothing() {
 
 #[cfg(feature = "failpoints")]
 mod failing {
+    use std::time::Instant;
+
     use super::*;
+    use crate::rig::LIMIT;
 
     /// Makes a thread panic in its third turn, and expects the process to end.
     #[track_caller]
@@ -259,7 +262,7 @@ mod failing {
     #[test]
     fn a_thread_that_hangs_is_named_and_the_watchdog_is_no_longer_fed() {
         let (topic, ledger) = (Topic::new(1), Ledger::start());
-        let mut relay = Relay::new(&topic.name, &ledger.url(), "workers = 2\ntimeout = \"1s\"");
+        let mut relay = Relay::new(&topic.name, &ledger.url(), "workers = 2\ntimeout = \"1s\"\nconnect_timeout = \"1s\"");
         let mut notify = Notify::of(&mut relay, Duration::from_millis(300));
         relay.env("FAILPOINTS", "thread-worker=3*off->pause");
         relay.start();
