@@ -98,10 +98,11 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let current = Current::new(config);
     let config = current.get();
     let mut running = start(&current)?;
+    let mut said = Said::default();
+    said.say(&running.health, Instant::now());
     systemd::ready();
     log::info!(pipeline = config.name.as_str(); "txrelay {} relays {} to {}", VERSION,
         config.kafka.topics.join(", "), config.downstream.origin());
-    let mut said = Said::default();
     let mut watchdog = Watchdog::new();
     let ticks = tick(watchdog.every());
     let failed = loop {

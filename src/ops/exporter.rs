@@ -3,13 +3,14 @@
 //! tiny_http has no time-outs, a thread per slow client, and stops accepting for good after one error. So its answers have a
 //! time-out of ours, `doorman` bounds the connections, and a probe of its own finds out when it no longer serves.
 
+use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use tiny_http::{Header, Request, Response, Server};
+use tiny_http::{Header, Method, Request, Response, Server};
 
 use super::doorman;
 use super::health::Health;
@@ -57,6 +58,7 @@ impl Exporter {
         let mut serving = Some(self.server()?);
         let mut throttle = Throttle::per_minute();
         let mut probe = Probe::new(address, Instant::now());
+        let mut gone = Gone::default();
         loop {
             pulse::at("serving", pulse::PROMPT);
             failpoint("thread-exporter");
@@ -66,7 +68,7 @@ impl Exporter {
             let fault = match serving.as_ref().map(|server| server.recv_timeout(TURN)) {
                 Some(Ok(None)) => probe.turn(Instant::now()).err(),
                 Some(Ok(Some(request))) => {
-                    self.answer(request, address);
+                    self.answer(request, address, &mut gone);
                     None
                 }
                 // An error of accept (no descriptor left) has ended tiny_http's own thread for good.
@@ -92,8 +94,11 @@ impl Exporter {
         Server::from_listener(listener, None).map_err(|e| anyhow::anyhow!("failed to serve metrics: {e}"))
     }
 
-    fn answer(&self, request: Request, address: SocketAddr) {
-        let client = request.remote_addr().copied();
+    fn answer(&self, request: Request, address: SocketAddr, gone: &mut Gone) {
+        let Some(client) = request.remote_addr().copied() else { return };
+        if gone.contains(client, Instant::now()) {
+            return;
+        }
         if request.body_length().is_some_and(|length| length > READ_BODY) {
             return refuse(request, address);
         }
@@ -110,11 +115,36 @@ impl Exporter {
             _ => (404, TEXT, "not here: /metrics /livez /readyz\n".to_owned()),
         };
         let header = Header::from_bytes("Content-Type", kind).expect("a valid header");
-        let answered = request.respond(Response::from_string(body).with_status_code(status).with_header(header));
-        // A client that hangs up is its own affair. One that does not read must not hold us up with its next request.
-        if let (Err(_), Some(client)) = (answered, client) {
+        let response = Response::from_string(body).with_status_code(status).with_header(header);
+        // Not `respond`: it hides most errors.
+        let (version, headers) = (request.http_version().clone(), request.headers().to_vec());
+        let is_head = *request.method() == Method::Head;
+        let mut writer = request.into_writer();
+        if response.raw_print(&mut writer, version, &headers, is_head, None).and_then(|()| writer.flush()).is_err() {
             doorman::shut(address, client);
+            gone.add(client, Instant::now());
         }
+    }
+}
+
+/// Clients that have hung up or do not read. The requests that they have sent before are not worth an answer, and a
+/// thousand of them must not keep others waiting.
+#[derive(Default)]
+struct Gone(HashMap<SocketAddr, Instant>);
+
+impl Gone {
+    /// For so long; another connection may have the same address later.
+    const LATELY: Duration = Duration::from_secs(10);
+
+    fn contains(&self, client: SocketAddr, now: Instant) -> bool {
+        self.0.get(&client).is_some_and(|at| now.saturating_duration_since(*at) < Self::LATELY)
+    }
+
+    fn add(&mut self, client: SocketAddr, now: Instant) {
+        if self.0.len() >= 4096 {
+            self.0.retain(|_, at| now.saturating_duration_since(*at) < Self::LATELY);
+        }
+        self.0.insert(client, now);
     }
 }
 

@@ -1,44 +1,43 @@
 //! What operators and systemd see: signals, reload, the watchdog, and threads that die or hang. With the real binary.
 
-use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::json;
 
-use crate::rig::{LIMIT, Ledger, Relay, Topic, eventually, ids, unique};
+use crate::rig::{Ledger, Relay, Topic, eventually, ids, unique};
 
 const NOBODY: &str = "http://127.0.0.1:1/";
 
-/// What systemd would hear.
-struct Notify {
-    socket: UnixDatagram,
-    heard: Vec<String>,
-}
+/// What systemd would hear. Read all the time, as systemd does: a full socket would hold up the daemon.
+struct Notify(Arc<Mutex<Vec<String>>>);
 
 impl Notify {
     fn of(relay: &mut Relay, watchdog: Duration) -> Self {
         let path = relay.directory.join("notify");
         let socket = UnixDatagram::bind(&path).expect("a socket");
-        socket.set_nonblocking(true).expect("possible");
         relay.env("NOTIFY_SOCKET", path.to_str().expect("text"));
         relay.env("WATCHDOG_USEC", &watchdog.as_micros().to_string());
-        Self { socket, heard: Vec::new() }
+        let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+        let hears = Arc::downgrade(&heard);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // Ends with the test, at the latest with its process.
+            while let (Ok(n), Some(heard)) = (socket.recv(&mut buffer), hears.upgrade()) {
+                let mut heard = heard.lock().expect("no panic");
+                heard.extend(String::from_utf8_lossy(&buffer[..n]).lines().map(str::to_owned));
+            }
+        });
+        Self(heard)
     }
 
     /// Everything so far, a line each.
-    fn heard(&mut self) -> &[String] {
-        let mut buffer = [0; 4096];
-        loop {
-            match self.socket.recv(&mut buffer) {
-                Ok(n) => self.heard.extend(String::from_utf8_lossy(&buffer[..n]).lines().map(str::to_owned)),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return &self.heard,
-                Err(e) => panic!("{e}"),
-            }
-        }
+    fn heard(&self) -> Vec<String> {
+        self.0.lock().expect("no panic").clone()
     }
 
-    fn count(&mut self, line: &str) -> usize {
+    fn count(&self, line: &str) -> usize {
         self.heard().iter().filter(|heard| heard.starts_with(line)).count()
     }
 }
@@ -46,7 +45,7 @@ impl Notify {
 #[test]
 fn systemd_hears_that_it_is_ready_alive_and_stopping() {
     let mut relay = Relay::with("t", NOBODY, "postgresql://x@127.0.0.1:1/x", "");
-    let mut notify = Notify::of(&mut relay, Duration::from_millis(300));
+    let notify = Notify::of(&mut relay, Duration::from_millis(300));
     relay.start();
     // It is ready and alive while PostgreSQL is away, and says what it waits for.
     eventually("it is ready", || notify.count("READY=1") == 1);
@@ -67,7 +66,7 @@ fn systemd_hears_that_it_is_ready_alive_and_stopping() {
 fn the_status_words_follow_what_it_waits_for() {
     let (topic, ledger) = (Topic::new(1), Ledger::start());
     let mut relay = Relay::new(&topic.name, &ledger.url(), "");
-    let mut notify = Notify::of(&mut relay, Duration::from_secs(3));
+    let notify = Notify::of(&mut relay, Duration::from_secs(3));
     relay.start();
     eventually("it relays", || notify.count("STATUS=relaying") == 1);
     assert!(notify.count("STATUS=waiting: ") >= 1, "{:?}", notify.heard());
@@ -115,7 +114,7 @@ fn reload(relay: &Relay, line: &str) {
 #[test]
 fn a_reload_is_taken_whole_or_not_at_all() {
     let mut relay = Relay::new(&unique("nothing"), NOBODY, "");
-    let mut notify = Notify::of(&mut relay, Duration::from_secs(3));
+    let notify = Notify::of(&mut relay, Duration::from_secs(3));
     relay.start();
     eventually("it serves", || relay.metric("config_last_reload_successful") == Some(1.0));
     let loaded = relay.metric("config_last_reload_success_timestamp_seconds").expect("a time");
@@ -202,7 +201,10 @@ fn a_burst_of_reloads_drops_nothing() {
 
 #[cfg(feature = "failpoints")]
 mod failing {
+    use std::time::Instant;
+
     use super::*;
+    use crate::rig::LIMIT;
 
     /// Makes a thread panic in its third turn, and expects the process to end.
     #[track_caller]
@@ -259,9 +261,9 @@ mod failing {
     #[test]
     fn a_thread_that_hangs_is_named_and_the_watchdog_is_no_longer_fed() {
         let (topic, ledger) = (Topic::new(1), Ledger::start());
-        let mut relay = Relay::new(&topic.name, &ledger.url(), "workers = 2\ntimeout = \"1s\"");
-        let mut notify = Notify::of(&mut relay, Duration::from_millis(300));
-        relay.env("FAILPOINTS", "thread-worker=3*off->pause");
+        let mut relay = Relay::new(&topic.name, &ledger.url(), "workers = 2\ntimeout = \"1s\"\nconnect_timeout = \"1s\"");
+        let notify = Notify::of(&mut relay, Duration::from_millis(300));
+        relay.env("FAILPOINTS", "thread-worker=3*off->1*pause->off");
         relay.start();
         topic.transactions(ids("w", 0..3));
         eventually("three are delivered", || ledger.count("accepted") == 3);

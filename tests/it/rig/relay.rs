@@ -38,7 +38,10 @@ impl Relay {
     /// Changes the file, also under a daemon that runs.
     pub fn edit(&mut self, change: impl FnOnce(&str) -> String) {
         self.config = change(&self.config);
-        std::fs::write(self.config_file(), &self.config).expect("the configuration is written");
+        // As editors do it: never half a file.
+        let new = self.directory.join("relay.toml.new");
+        std::fs::write(&new, &self.config).expect("the configuration is written");
+        std::fs::rename(new, self.config_file()).expect("renamed");
     }
 
     /// Takes `kafka.start` out of the file.
