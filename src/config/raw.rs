@@ -18,6 +18,8 @@ pub(super) enum Value {
     Bool(bool),
     Count(u32),
     Period(Duration),
+    /// `None`: for ever.
+    Term(Option<Duration>),
     Size(u64),
     List(Vec<(String, At)>),
     /// In the order of the file.
@@ -152,7 +154,9 @@ impl Written {
         };
         let quoted = text.starts_with(['"', '\'']);
         let parsed = match key.kind {
-            Kind::Text | Kind::Choice(_) | Kind::Period(..) | Kind::Size(..) if !quoted => DeValue::String(text.into()),
+            Kind::Text | Kind::Choice(_) | Kind::Period(..) | Kind::Term(..) | Kind::Size(..) if !quoted => {
+                DeValue::String(text.into())
+            }
             Kind::List if !text.starts_with('[') => {
                 let items = text.split(',').map(|item| Spanned::new(0..0, DeValue::String(item.trim().into())));
                 DeValue::Array(items.collect())
@@ -219,6 +223,10 @@ fn convert(key: &Key, value: &DeValue<'_>, at: At, place: &dyn Fn(usize) -> At) 
             Value::Count(number.filter(|n| (low..=high).contains(n)).ok_or_else(wrong)?)
         }
         Kind::Period(low, high) => Value::Period(parse_duration(text()?).filter(|d| (low..=high).contains(d)).ok_or_else(wrong)?),
+        Kind::Term(low, high) => Value::Term(match text()? {
+            "forever" => None,
+            text => Some(parse_duration(text).filter(|d| (low..=high).contains(d)).ok_or_else(wrong)?),
+        }),
         Kind::Size(low, high) => Value::Size(parse_size(text()?).filter(|n| (low..=high).contains(n)).ok_or_else(wrong)?),
         Kind::List => {
             let mut list = Vec::new();
@@ -270,6 +278,11 @@ fn expected(kind: Kind) -> String {
         Kind::Count(low, high) => format!("must be a whole number from {low} to {high}, without quotes"),
         Kind::Period(low, high) => format!(
             "must be a time with its unit in quotes, such as \"250ms\", \"15s\", \"2m\", \"72h\", \"30d\", from {} to {}",
+            show_duration(low),
+            show_duration(high)
+        ),
+        Kind::Term(low, high) => format!(
+            "must be \"forever\", or a time with its unit in quotes, such as \"72h\", \"30d\", from {} to {}",
             show_duration(low),
             show_duration(high)
         ),

@@ -50,6 +50,7 @@ pub struct Metrics {
     pub batch_rows: HistogramVec,
     pub commit_duration_seconds: HistogramVec,
     pub stats_last_success_timestamp_seconds: Gauge,
+    pub retention_last_success_timestamp_seconds: Gauge,
 }
 
 /// Who this is, for `build_info` and `pipeline_info`.
@@ -187,6 +188,8 @@ impl Metrics {
             commit_duration_seconds: r.histograms("commit_duration_seconds", "Duration of a transaction.", &COMMIT_SECONDS),
             stats_last_success_timestamp_seconds: r
                 .gauge("stats_last_success_timestamp_seconds", "When the series of scope pipeline were last read."),
+            retention_last_success_timestamp_seconds: r
+                .gauge("retention_last_success_timestamp_seconds", "When a pass of retention last came to its end (pipeline)."),
             registry: r.0,
         };
         metrics.touch(identity);

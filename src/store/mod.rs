@@ -4,12 +4,14 @@
 //! stand in `sql/statements/`, one a file; the schema in `sql/migrations/`. PostgreSQL's clock decides what is due.
 
 mod claim;
+mod clock;
 mod error;
 mod ingest;
 mod inspect;
 mod lease;
 mod migrate;
 mod positions;
+mod retention;
 mod session;
 mod settle;
 mod sql;
@@ -22,10 +24,11 @@ pub use inspect::{PositionRow, ProcessRow, Status, status};
 pub use lease::{LeaseTime, Leased, Reservation, Room, Slot};
 pub use migrate::{SchemaState, migrate, print_sql, schema_state};
 pub use positions::{Gap, Position};
+pub use retention::{DuplicatePlace, Purged};
 pub use session::{Link, Pool, Role, Session};
 pub use settle::{Settled, Settlement, Tried};
 pub use sql::{CLAIM_LIMITS, Sql, all as statements};
-pub use upkeep::{Gauges, Heartbeat, Registration, ensure_encoding, ensure_pipeline};
+pub use upkeep::{Gauges, Heartbeat, Pulse, Registration, ensure_encoding, ensure_pipeline};
 
 /// Number of this process in table `process`; holder of leases and owner of partitions.
 pub type ProcessId = i64;

@@ -8,3 +8,4 @@ mod rig;
 mod source;
 mod store;
 mod structure;
+mod upkeep;
