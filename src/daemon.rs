@@ -3,6 +3,7 @@
 //! Main owns the stoppers; dropping one is the broadcast to its group. Any thread's end ends the process.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -185,8 +186,10 @@ fn start(current: &Current) -> anyhow::Result<Running> {
     let (to_consumer, for_consumer) = bounded(1);
     let (to_claimer, for_claimer) = bounded(1);
     let (to_settler, for_settler) = bounded(1);
+    let open_deliveries = Arc::new(AtomicI64::new(0));
     let keeper = Upkeep {
         config: current.clone(),
+        open: open_deliveries.clone(),
         pool: Pool::new(&config.postgres, &config.name),
         room: room.clone(),
         instance: instance.as_ref().map(|instance| instance.id),
@@ -242,6 +245,7 @@ fn start(current: &Current) -> anyhow::Result<Running> {
     let kafka = config.kafka.clone();
     let consumer = Consumer::new(ConsumerParts {
         config: current.clone(),
+        open_deliveries,
         link: link("consumer"),
         room: room.clone(),
         time,

@@ -1,8 +1,9 @@
 -- Claim and reclaim: what is due, and what is leased beyond its time. $1 lease (random), $2 process, $3 lease time in ms,
--- $4 floor: nothing live is expected below it (null = none). {limit} is literal: with a parameter the plan is not pinned.
+-- $4 floor: nothing live is expected below it (null = none; nor one above now(): the server's clock was set back since).
+-- {limit} is literal: with a parameter the plan is not pinned.
 with c as materialized (
   select id, lease, attempt, due_at from delivery
-  where due_at <= now() and due_at >= coalesce($4::timestamptz, '-infinity')
+  where due_at <= now() and due_at >= case when $4::timestamptz <= now() then $4::timestamptz else '-infinity' end
     and not exists (select from pipeline where one and paused_at is not null and coalesce(paused_until, 'infinity') > now())
   order by due_at limit {limit} for no key update skip locked
 ), u as (

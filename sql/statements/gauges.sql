@@ -1,4 +1,5 @@
--- Everything that is counted, from one snapshot: states, both sides of the ledger, what is oldest, what is paused.
+-- Everything that is counted, from one snapshot: states, both sides of the ledger, what is oldest, what is paused, and how
+-- retention stands. A lease that has run out is nobody's: its delivery is due again, and so it is being retried.
 select
   d.pending, d.in_flight, d.retrying,
   (select count(*) from dead) as dead,
@@ -9,9 +10,16 @@ select
   (select extract(epoch from now() - t.received_at)::float8 from tx t
     where t.id = (select min(id) from delivery)) as oldest_open_age,
   (select extract(epoch from now() - min(due_at))::float8 from delivery where due_at <= now()) as oldest_due_age,
-  (select paused_at is not null and coalesce(paused_until, 'infinity') > now() from pipeline where one) as paused
+  p.paused, p.retention_ended, p.retention_due
 from (
-  select count(*) filter (where lease is null and attempt = 0) as pending, count(*) filter (where lease is not null) as in_flight,
-    count(*) filter (where lease is null and attempt > 0) as retrying
-  from delivery
+  select count(*) filter (where attempt = 0 and not leased) as pending, count(*) filter (where leased) as in_flight,
+    count(*) filter (where attempt > 0 and not leased) as retrying
+  from (select attempt, lease is not null and due_at > now() as leased from delivery) q
 ) d
+left join (
+  select paused_at is not null and coalesce(paused_until, 'infinity') > now() as paused,
+    extract(epoch from retention_ended_at)::float8 as retention_ended,
+    retention_ended_at is null or retention_ended_at not between now() - interval '1 hour' and now() + interval '1 minute'
+      as retention_due
+  from pipeline where one
+) p on true

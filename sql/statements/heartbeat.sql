@@ -1,2 +1,4 @@
 -- Process $1 lives: in flight $2, stalled $3, status $4. No row: retention removed it, or the database went back in time.
+-- Returns the server's clock, and whether rows wait to be moved to it because it was set back.
 update process set seen_at = now(), in_flight = $2, stalled = $3, status = $4 where id = $1
+returning clock_timestamp() as clock, (select clock_back_next is not null from pipeline where one) as repairing

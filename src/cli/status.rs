@@ -6,7 +6,6 @@ use std::path::Path;
 use serde_json::json;
 
 use super::{Exit, connect, load_to_connect, say, store_failed};
-use crate::core::ledger::Counter;
 use crate::store::{ProcessRow, SchemaState, Status, StoreError, schema_state, status as read};
 
 /// One screen, or one JSON object. Exit status 1 when something stands still or a process is silent.
@@ -32,24 +31,12 @@ pub(super) fn status(file: &Path, sets: &[String], as_json: bool) -> Exit {
     if all_well { Exit::Done } else { Exit::Failed }
 }
 
-fn states(status: &Status) -> [(&'static str, i64); 6] {
-    let gauges = &status.gauges;
-    [
-        ("pending", gauges.pending),
-        ("in_flight", gauges.in_flight),
-        ("retrying", gauges.retrying),
-        ("delivered", gauges.counters.get(&Counter::Delivered.code()).copied().unwrap_or(0)),
-        ("dead", gauges.dead),
-        ("resolved", gauges.resolved),
-    ]
-}
-
 fn on_a_screen(name: &str, status: &Status) -> String {
     let mut out = format!("pipeline {name}\n");
     let mut line = |what: &str, text: String| {
         let _ = writeln!(out, "  {what:<12} {text}");
     };
-    for (state, n) in states(status) {
+    for (state, n) in status.gauges.states() {
         line(state, format!("{n:>12}"));
     }
     line("rejected", format!("{:>12} unresolved", status.gauges.rejected_unresolved));
@@ -89,7 +76,7 @@ fn describe(process: &ProcessRow) -> String {
 
 fn in_json(name: &str, status: &Status) -> String {
     let states: serde_json::Map<String, serde_json::Value> =
-        states(status).into_iter().map(|(state, n)| (state.to_owned(), n.into())).collect();
+        status.gauges.states().into_iter().map(|(state, n)| (state.to_owned(), n.into())).collect();
     let process = |p: &ProcessRow| {
         json!({ "id": p.id, "host": p.host, "pid": p.pid, "version": p.version, "silent_seconds": p.silent,
             "in_flight": p.in_flight, "stalled": p.stalled, "status": p.status })

@@ -35,6 +35,14 @@ impl Written {
         }
     }
 
+    /// `Some(None)`: for ever.
+    pub fn term(&mut self, path: &'static str) -> Option<Option<Duration>> {
+        match self.get(path)? {
+            (Value::Term(time), _) => Some(time),
+            other => unreachable!("{path} is not a term in the table of keys: {other:?}"),
+        }
+    }
+
     pub fn size(&mut self, path: &'static str) -> Option<usize> {
         match self.get(path)? {
             (Value::Size(bytes), _) => Some(usize::try_from(bytes).expect("sizes are bounded by the table of keys")),

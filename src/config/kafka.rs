@@ -29,6 +29,7 @@ pub(super) fn read(w: &mut Written, name: Option<&str>) -> Option<Kafka> {
         _ => Ok(OnLostPosition::Continue),
     });
     let record_max = w.size("kafka.record_max");
+    let backlog_max = w.count("kafka.backlog_max").map(|n| Some(n).filter(|n| *n > 0));
     w.get("kafka.client");
     let librdkafka = w.table("kafka.librdkafka", |name, value, _| refused_property(name, value));
     Some(Kafka {
@@ -38,6 +39,7 @@ pub(super) fn read(w: &mut Written, name: Option<&str>) -> Option<Kafka> {
         start: start?,
         on_lost_position: on_lost_position?,
         record_max: record_max?,
+        backlog_max: backlog_max?,
         librdkafka: BTreeMap::from_iter(librdkafka?),
     })
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use Given::{Computed, Default, Required, Unset};
-use Kind::{Bool, Choice, Count, List, Period, Size, Table, Text};
+use Kind::{Bool, Choice, Count, List, Period, Size, Table, Term, Text};
 
 /// One key of the file; `etc/txrelay.toml` shows them all.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub enum Kind {
     Count(u32, u32),
     /// A time with its unit, both ends included.
     Period(Duration, Duration),
+    /// The same, or the word "forever".
+    Term(Duration, Duration),
     /// Bytes with their unit, both ends included.
     Size(u64, u64),
     /// A list of texts.
@@ -204,7 +206,12 @@ pub static KEYS: &[Key] = &[
         Default("\"1 MiB\""),
         "Larger records are rejected: kept, not delivered. Key, value and headers count.",
     ),
-    later("kafka.backlog_max", "a limit on open deliveries"),
+    reload(
+        "kafka.backlog_max",
+        Count(0, 1_000_000_000),
+        Default("10_000_000"),
+        "Open deliveries at which reading stops: Kafka keeps the rest. It goes on at 90 % of them. 0 = no limit.",
+    ),
     key(
         "kafka.librdkafka",
         Table,
@@ -357,7 +364,24 @@ pub static KEYS: &[Key] = &[
         Default("\"auto\""),
         "journal (structured, under systemd), text, json (one object per line), or auto: journal under systemd, text elsewhere.",
     ),
-    later("retention", "retention; nothing is deleted"),
+    reload(
+        "retention.delivered",
+        Term(hours(1), hours(24 * 36_500)),
+        Default("\"90d\""),
+        "How long delivered transactions are kept with their attempts, counted from delivery; duplicates, from when they were\nread. An id that was deleted is new when it comes again. \"forever\": nothing is deleted. What is open never is.",
+    ),
+    reload(
+        "retention.dead",
+        Term(hours(1), hours(24 * 36_500)),
+        Default("\"90d\""),
+        "The same for transactions that a person has resolved, counted from then. Dead ones that nobody has resolved stay.",
+    ),
+    reload(
+        "retention.rejected",
+        Term(hours(1), hours(24 * 36_500)),
+        Default("\"90d\""),
+        "The same for rejected records that a person has resolved. Those that nobody has resolved stay.",
+    ),
     reload(
         "shutdown.timeout",
         Period(ms(1), hours(1)),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::problems::{At, Problem, Problems};
 use super::raw::{Value, Written};
 use super::value::show_duration;
-use super::{Config, Downstream, Gate, IdempotencyFormat, Log, LogFormat, Method, Password, Postgres, Retry};
+use super::{Config, Downstream, Gate, IdempotencyFormat, Log, LogFormat, Method, Password, Postgres, Retention, Retry};
 use super::{http, kafka, postgres_url};
 use crate::core::identify::IdRule;
 
@@ -42,6 +42,7 @@ fn whole(file: &Path, sets: &[String], w: &mut Written) -> Option<Config> {
             .map_err(|_| "must be an address and a port, such as \"127.0.0.1:19470\" or \"[::]:19470\"".to_string())
     });
     let log = log(w);
+    let (delivered, dead, rejected) = (w.term("retention.delivered"), w.term("retention.dead"), w.term("retention.rejected"));
     let shutdown_timeout = w.period("shutdown.timeout");
     if let (Some((stop, at)), Some(timeout)) = (shutdown_timeout, timeout)
         && stop < timeout + Duration::from_secs(5)
@@ -73,6 +74,7 @@ fn whole(file: &Path, sets: &[String], w: &mut Written) -> Option<Config> {
         gate: Gate { probe_cap: probe_cap?.0 },
         metrics_listen: metrics_listen?,
         log: log?,
+        retention: Retention { delivered: delivered?, dead: dead?, rejected: rejected? },
         shutdown_timeout: shutdown_timeout?.0,
     })
 }

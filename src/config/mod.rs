@@ -59,6 +59,8 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     /// `[log]`
     pub log: Log,
+    /// `[retention]`
+    pub retention: Retention,
     /// `shutdown.timeout`
     pub shutdown_timeout: Duration,
 }
@@ -100,6 +102,8 @@ pub struct Kafka {
     pub on_lost_position: OnLostPosition,
     /// Larger records are rejected. Bytes of key, value and headers.
     pub record_max: usize,
+    /// Open deliveries at which reading stops; `None`: no limit.
+    pub backlog_max: Option<u32>,
     /// `[kafka.librdkafka]`, passed on as written.
     pub librdkafka: BTreeMap<String, String>,
 }
@@ -260,6 +264,17 @@ pub struct Retry {
 pub struct Gate {
     /// Longest wait after a fault of the service.
     pub probe_cap: Duration,
+}
+
+/// `[retention]`: how long what is finished is kept; `None`: for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Delivered transactions, from their delivery; duplicates, from when they were read.
+    pub delivered: Option<Duration>,
+    /// Transactions that a person resolved, from then.
+    pub dead: Option<Duration>,
+    /// Rejected records that a person resolved, from then.
+    pub rejected: Option<Duration>,
 }
 
 /// How log lines are written.

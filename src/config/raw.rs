@@ -19,6 +19,8 @@ pub(super) enum Value {
     Bool(bool),
     Count(u32),
     Period(Duration),
+    /// `None`: for ever.
+    Term(Option<Duration>),
     Size(u64),
     List(Vec<(String, At)>),
     /// In the order of the file.
@@ -33,7 +35,8 @@ impl Value {
             Self::Text(text) => quoted(text),
             Self::Bool(value) => value.to_string(),
             Self::Count(n) => n.to_string(),
-            Self::Period(time) => quoted(&show_duration(*time)),
+            Self::Period(time) | Self::Term(Some(time)) => quoted(&show_duration(*time)),
+            Self::Term(None) => quoted("forever"),
             Self::Size(bytes) => quoted(&show_size(*bytes)),
             Self::List(items) => format!("[{}]", items.iter().map(|(item, _)| quoted(item)).collect::<Vec<_>>().join(", ")),
             Self::Table(entries) => {
@@ -185,7 +188,9 @@ impl Written {
         };
         let quoted = text.starts_with(['"', '\'']);
         let parsed = match key.kind {
-            Kind::Text | Kind::Choice(_) | Kind::Period(..) | Kind::Size(..) if !quoted => DeValue::String(text.into()),
+            Kind::Text | Kind::Choice(_) | Kind::Period(..) | Kind::Term(..) | Kind::Size(..) if !quoted => {
+                DeValue::String(text.into())
+            }
             Kind::List if !text.starts_with('[') => {
                 let items = text.split(',').map(|item| Spanned::new(0..0, DeValue::String(item.trim().into())));
                 DeValue::Array(items.collect())
@@ -252,6 +257,10 @@ fn convert(key: &Key, value: &DeValue<'_>, at: At, place: &dyn Fn(usize) -> At) 
             Value::Count(number.filter(|n| (low..=high).contains(n)).ok_or_else(wrong)?)
         }
         Kind::Period(low, high) => Value::Period(parse_duration(text()?).filter(|d| (low..=high).contains(d)).ok_or_else(wrong)?),
+        Kind::Term(low, high) => Value::Term(match text()? {
+            "forever" => None,
+            text => Some(parse_duration(text).filter(|d| (low..=high).contains(d)).ok_or_else(wrong)?),
+        }),
         Kind::Size(low, high) => Value::Size(parse_size(text()?).filter(|n| (low..=high).contains(n)).ok_or_else(wrong)?),
         Kind::List => {
             let mut list = Vec::new();
@@ -303,6 +312,11 @@ fn expected(kind: Kind) -> String {
         Kind::Count(low, high) => format!("must be a whole number from {low} to {high}, without quotes"),
         Kind::Period(low, high) => format!(
             "must be a time with its unit in quotes, such as \"250ms\", \"15s\", \"2m\", \"72h\", \"30d\", from {} to {}",
+            show_duration(low),
+            show_duration(high)
+        ),
+        Kind::Term(low, high) => format!(
+            "must be \"forever\", or a time with its unit in quotes, such as \"72h\", \"30d\", from {} to {}",
             show_duration(low),
             show_duration(high)
         ),

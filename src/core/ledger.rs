@@ -29,11 +29,15 @@ pub enum Counter {
     DeadResolved = 10,
     /// Dead ones removed by retention or erased.
     DeadPurged = 11,
+    /// Deliveries whose transactions retention has removed.
+    DeliveredPurged = 12,
+    /// Resolved transactions that retention has removed.
+    ResolvedPurged = 13,
 }
 
 impl Counter {
     /// Every counter, in the order of the codes.
-    pub const ALL: [Counter; 11] = [
+    pub const ALL: [Counter; 13] = [
         Self::Read,
         Self::Ingested,
         Self::Duplicate,
@@ -45,6 +49,8 @@ impl Counter {
         Self::DeadRetried,
         Self::DeadResolved,
         Self::DeadPurged,
+        Self::DeliveredPurged,
+        Self::ResolvedPurged,
     ];
 
     /// The code in the table.
@@ -71,6 +77,8 @@ impl Counter {
             Self::DeadRetried => "dead_retried",
             Self::DeadResolved => "dead_resolved",
             Self::DeadPurged => "dead_purged",
+            Self::DeliveredPurged => "delivered_purged",
+            Self::ResolvedPurged => "resolved_purged",
         }
     }
 }
@@ -95,6 +103,11 @@ impl Ledger {
     /// A counter's sum.
     pub fn sum(&self, counter: Counter) -> i64 {
         self.sums[Self::place(counter)]
+    }
+
+    /// Delivered transactions that are still stored.
+    pub fn delivered(&self) -> i64 {
+        self.sum(Counter::Delivered).saturating_sub(self.sum(Counter::DeliveredPurged))
     }
 
     /// How far each equation is off; left side less right side. All 0 unless something is wrong.
@@ -151,10 +164,12 @@ mod tests {
             (9, "dead_retried"),
             (10, "dead_resolved"),
             (11, "dead_purged"),
+            (12, "delivered_purged"),
+            (13, "resolved_purged"),
         ];
         assert_eq!(codes, expected);
         assert!(Counter::ALL.iter().all(|c| Counter::from_code(c.code()) == Some(*c)));
-        assert_eq!((Counter::from_code(0), Counter::from_code(12)), (None, None));
+        assert_eq!((Counter::from_code(0), Counter::from_code(14)), (None, None));
     }
 
     #[test]

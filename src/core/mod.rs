@@ -1,9 +1,11 @@
-//! Pure decisions: records, identification, outcomes, whose fault a failure is, backoff, room, the ledger's equations.
+//! Pure decisions: records, identification, outcomes, whose fault a failure is, backoff, room, clocks, the ledger's equations.
 //!
 //! Nothing here does I/O, reads a clock, draws a random number or logs: `now` and jitter are arguments. Every room may
 //! use this one, and it uses none.
 
+pub mod backlog;
 pub mod backoff;
+pub mod clock;
 pub mod fault;
 pub mod headers;
 pub mod idempotency;

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 
 use super::batch::Reading;
 use crate::config::Current;
+use crate::core::backlog;
 use crate::core::record::TopicPartition;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -30,6 +32,8 @@ const FIRST_CHECK: Duration = Duration::from_secs(2);
 /// How often topic ids are compared once all topics are there. The answer may wait 0.2 s behind a fetch: once in 10 s it
 /// showed in p99 (249 ms at 500/s).
 const DESCRIBE: Duration = Duration::from_secs(60);
+/// One question for a partition's end.
+const WATERMARK: Duration = Duration::from_secs(2);
 
 /// Reads, commits, hands over.
 pub struct Consumer {
@@ -54,6 +58,9 @@ pub struct Consumer {
     pub(super) parked_until: (Instant, Duration),
     /// When all topics were last found, by their ids.
     pub(super) described_at: Option<Instant>,
+    open_deliveries: Arc<AtomicI64>,
+    /// Reading stands still because too much is open: the source is paused.
+    pub(super) backlog_full: bool,
     trouble_at: Option<Instant>,
     failures: u32,
 }
@@ -62,6 +69,8 @@ pub struct Consumer {
 pub struct Parts {
     /// The pipeline, as last reloaded.
     pub config: Current,
+    /// Open deliveries as last counted: too many stop reading.
+    pub open_deliveries: Arc<AtomicI64>,
     /// Its own connection.
     pub link: Link,
     /// Where slots are reserved.
@@ -100,9 +109,11 @@ pub(super) enum Leave {
 impl Consumer {
     /// Reads nothing yet.
     pub fn new(parts: Parts) -> Self {
-        let Parts { config, link, room, time, metrics, health, stop, handoff, wake, open } = parts;
+        let Parts { config, open_deliveries, link, room, time, metrics, health, stop, handoff, wake, open } = parts;
         Self {
             config,
+            open_deliveries,
+            backlog_full: false,
             link,
             room,
             time,
@@ -178,6 +189,11 @@ impl Consumer {
     fn read(&mut self, source: &mut dyn MessageSource) -> anyhow::Result<Leave> {
         let mut check_at = Instant::now() + FIRST_CHECK;
         self.described_at = None;
+        // A new source is not paused.
+        self.backlog_full = false;
+        if let Some(leave) = self.heed_backlog(source) {
+            return Ok(leave);
+        }
         loop {
             pulse::at("waiting for records", Some(Duration::from_secs(60)));
             failpoint("thread-consumer");
@@ -204,6 +220,9 @@ impl Consumer {
             {
                 return Ok(leave);
             }
+            if let Some(leave) = self.heed_backlog(source) {
+                return Ok(leave);
+            }
             if self.has_parked() && Instant::now() >= self.parked_until.0 {
                 let parked = self.parked();
                 if let Some(leave) = self.take_up(source, &parked) {
@@ -218,6 +237,37 @@ impl Consumer {
             }
             self.note_source(source);
         }
+    }
+
+    /// Stops reading while too much is open, and goes on when less is. The source is polled all the same, so that the group
+    /// keeps this process; Kafka keeps the records.
+    fn heed_backlog(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
+        let (open, max) = (self.open_deliveries.load(Ordering::Relaxed), self.config.get().kafka.backlog_max);
+        let full = backlog::is_full(self.backlog_full, open, max);
+        if full {
+            let words = format!(
+                "{open} deliveries are open, and kafka.backlog_max is {}: Kafka keeps the rest until 90 % of that are left",
+                max.unwrap_or(0)
+            );
+            if !self.backlog_full {
+                // What is in hand belongs to PostgreSQL before anything else.
+                if let Some(leave) = self.commit(source) {
+                    return Some(leave);
+                }
+                source.pause();
+                log::warn!("reading stops: {words}");
+            }
+            self.health.wait("consumer", "backlog_full", words);
+        } else {
+            if self.backlog_full {
+                source.resume();
+                log::info!("reading goes on: {open} deliveries are open");
+            }
+            // Also where a source that was paused has been replaced meanwhile.
+            self.health.go("consumer", "backlog_full");
+        }
+        self.backlog_full = full;
+        None
     }
 
     /// A lone record goes at once; in a flood a batch waits a moment, counted from its first record, to be worth its commit.
@@ -283,7 +333,13 @@ impl Consumer {
                 self.health.go("consumer", "kafka");
             }
         }
-        for (at, high) in source.high_watermarks() {
+        // What is not fetched is not heard of: see `check`.
+        let known = if self.backlog_full { Vec::new() } else { source.high_watermarks() };
+        self.show_lag(known);
+    }
+
+    fn show_lag(&self, high_watermarks: Vec<(TopicPartition, i64)>) {
+        for (at, high) in high_watermarks {
             if let Some(position) = self.held.get(&at).and_then(|held| held.position.as_ref()) {
                 let labels = [&*at.topic, &at.partition.to_string()];
                 self.metrics.kafka_lag_records.with_label_values(&labels).set((high - position.next_offset).max(0));
@@ -311,6 +367,11 @@ impl Consumer {
                 }
             }
             Err(error) => self.store_trouble(&error),
+        }
+        if self.backlog_full {
+            // While nothing is fetched the client does not hear how much waits in Kafka. One that does not answer is enough.
+            let asked = at.iter().map_while(|at| Some((at.clone(), source.watermarks(at, WATERMARK).ok()?.high))).collect();
+            self.show_lag(asked);
         }
         self.commit(source)
     }

@@ -121,7 +121,7 @@ impl Consumer {
                 self.stay_in_group(source)?;
             }
         };
-        if paused {
+        if paused && !self.backlog_full {
             source.resume();
         }
         self.health.go("consumer", "postgres");

@@ -54,6 +54,7 @@ pub struct Metrics {
     pub stats_last_success_timestamp_seconds: Gauge,
     pub config_last_reload_successful: IntGauge,
     pub config_last_reload_success_timestamp_seconds: Gauge,
+    pub retention_last_success_timestamp_seconds: Gauge,
 }
 
 /// Who this is, for `build_info` and `pipeline_info`.
@@ -206,6 +207,8 @@ impl Metrics {
                 "config_last_reload_success_timestamp_seconds",
                 "When the configuration was last loaded, at the start or by a reload.",
             ),
+            retention_last_success_timestamp_seconds: r
+                .gauge("retention_last_success_timestamp_seconds", "When a pass of retention last came to its end (pipeline)."),
             registry: r.0,
         };
         metrics.touch(identity);

@@ -14,8 +14,10 @@ struct Migration {
     text: &'static str,
 }
 
-const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, name: "initial", text: include_str!("../../sql/migrations/0001_initial.sql") }];
+const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, name: "initial", text: include_str!("../../sql/migrations/0001_initial.sql") },
+    Migration { version: 2, name: "retention", text: include_str!("../../sql/migrations/0002_retention.sql") },
+];
 
 const MIGRATION_TABLE: &str = "create table if not exists migration (version int primary key, name text not null, \
      compatible_from int not null, applied_at timestamptz not null default now())";

@@ -4,6 +4,7 @@
 //! stand in `sql/statements/`, one a file; the schema in `sql/migrations/`. PostgreSQL's clock decides what is due.
 
 mod claim;
+mod clock;
 mod connector;
 mod error;
 mod ingest;
@@ -12,6 +13,7 @@ mod lease;
 mod migrate;
 mod patience;
 mod positions;
+mod retention;
 mod session;
 mod settle;
 mod sql;
@@ -25,10 +27,11 @@ pub use lease::{LeaseTime, Leased, Reservation, Room, Slot};
 pub use migrate::{SchemaState, grant, migrate, print_sql, reader_role, schema_state};
 pub use patience::Patience;
 pub use positions::{Gap, Position};
+pub use retention::{DuplicatePlace, Purged};
 pub use session::{Link, Pool, Role, Session, ensure_own_session};
 pub use settle::{Settled, Settlement, Tried};
 pub use sql::{CLAIM_LIMITS, Sql, all as statements};
-pub use upkeep::{Gauges, Heartbeat, Registration, ensure_pipeline, ensure_server};
+pub use upkeep::{Gauges, Heartbeat, Pulse, Registration, ensure_pipeline, ensure_server};
 
 /// Number of this process in table `process`; holder of leases and owner of partitions.
 pub type ProcessId = i64;

@@ -1,12 +1,13 @@
-//! What keeps the tables in order: registration, heartbeat, sweep of dead predecessors, counts.
+//! What keeps the tables in order: registration, heartbeat, leases of the dead and those that ran out, counts.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
-use super::sql::{BURY, GAUGES, GIVE_BACK, GIVE_BACK_LEASE, GOODBYE, HEARTBEAT, PREDECESSORS, PULL_IN, REGISTER, SWEEP};
+use super::sql::{BURY, EXPIRE, GAUGES, GIVE_BACK, GIVE_BACK_LEASE, GOODBYE, HEARTBEAT, PREDECESSORS, REGISTER, SWEEP};
 use super::{ProcessId, Session, StoreError};
+use crate::core::ledger::{Counter, Ledger};
 
 /// A start of the daemon, as registered.
 #[derive(Debug, Clone)]
@@ -32,14 +33,23 @@ pub struct Heartbeat {
     pub status: String,
 }
 
+/// What the server says to a heartbeat.
+#[derive(Debug, Clone, Copy)]
+pub struct Pulse {
+    /// Its clock.
+    pub clock: SystemTime,
+    /// Whether deliveries wait to be moved to a clock that was set back.
+    pub repairing: bool,
+}
+
 /// Everything that is counted, of one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Gauges {
     /// Never tried.
     pub pending: i64,
-    /// Leased.
+    /// Leased, and the lease has not run out.
     pub in_flight: i64,
-    /// Waiting after a failure.
+    /// Waiting after a failure, or after a lease that ran out.
     pub retrying: i64,
     /// Given up by rule.
     pub dead: i64,
@@ -55,6 +65,42 @@ pub struct Gauges {
     pub oldest_due_age: Option<f64>,
     /// Whether delivering is paused.
     pub paused: bool,
+    /// When a pass of retention last came to its end, in seconds since the epoch.
+    pub retention_ended: Option<f64>,
+    /// Whether the next one is due.
+    pub retention_due: bool,
+}
+
+impl Gauges {
+    /// Both sides of the ledger. Codes of a later version are left out.
+    pub fn ledger(&self) -> Ledger {
+        let mut ledger = Ledger::default();
+        ledger.open = self.open();
+        ledger.dead = self.dead;
+        for (code, n) in &self.counters {
+            if let Some(counter) = Counter::from_code(*code) {
+                ledger.add(counter, *n);
+            }
+        }
+        ledger
+    }
+
+    /// Rows of `delivery`.
+    pub fn open(&self) -> i64 {
+        self.pending + self.in_flight + self.retrying
+    }
+
+    /// What is stored now, by state as view `transaction_status` names it.
+    pub fn states(&self) -> [(&'static str, i64); 6] {
+        [
+            ("pending", self.pending),
+            ("in_flight", self.in_flight),
+            ("retrying", self.retrying),
+            ("delivered", self.ledger().delivered()),
+            ("dead", self.dead),
+            ("resolved", self.resolved),
+        ]
+    }
 }
 
 /// The oldest major version that is supported and tested (14 brought compression by lz4 and the vacuum settings in use).
@@ -102,11 +148,12 @@ impl Session {
         Ok(row.get(0))
     }
 
-    /// Says that this process lives. `false`: its row is gone, so the database is not the one that it registered with.
-    pub fn heartbeat(&mut self, process: ProcessId, beat: &Heartbeat) -> Result<bool, StoreError> {
+    /// Says that this process lives. `None`: its row is gone, so the database is not the one that it registered with.
+    pub fn heartbeat(&mut self, process: ProcessId, beat: &Heartbeat) -> Result<Option<Pulse>, StoreError> {
         let statement = self.prepare(&HEARTBEAT)?;
         let in_flight = i32::try_from(beat.in_flight).unwrap_or(i32::MAX);
-        Ok(self.client.execute(&statement, &[&process, &in_flight, &beat.stalled, &beat.status])? == 1)
+        let row = self.client.query_opt(&statement, &[&process, &in_flight, &beat.stalled, &beat.status])?;
+        Ok(row.map(|row| Pulse { clock: row.get(0), repairing: row.get::<_, Option<bool>>(1).unwrap_or(false) }))
     }
 
     /// Says that this process has ended and holds nothing.
@@ -136,10 +183,12 @@ impl Session {
         Ok(freed as u64)
     }
 
-    /// Pulls in deliveries that lie further ahead than `furthest`, up to 500: the server's clock was set back. Returns how many.
-    pub fn pull_in(&mut self, furthest: Duration) -> Result<u64, StoreError> {
-        let statement = self.prepare(&PULL_IN)?;
-        Ok(self.client.execute(&statement, &[&(furthest.as_millis() as i64)])?)
+    /// Makes leases due again that ran out more than 5 s ago: up to 500 of those that ended at or after `from` (`None`: as far
+    /// back as `longest` and 10 minutes). Returns how many, and where to look on.
+    pub fn expire(&mut self, from: Option<SystemTime>, longest: Duration) -> Result<(u64, Option<SystemTime>), StoreError> {
+        let statement = self.prepare(&EXPIRE)?;
+        let row = self.client.query_one(&statement, &[&from, &(longest.as_millis() as i64)])?;
+        Ok((row.get::<_, i64>(0) as u64, row.get(1)))
     }
 
     /// Gives leased rows back that were not sent: (id, lease) each.
@@ -172,6 +221,8 @@ impl Session {
             oldest_open_age: row.get("oldest_open_age"),
             oldest_due_age: row.get("oldest_due_age"),
             paused: row.get::<_, Option<bool>>("paused").unwrap_or(false),
+            retention_ended: row.get("retention_ended"),
+            retention_due: row.get::<_, Option<bool>>("retention_due").unwrap_or(false),
         })
     }
 }

@@ -1,15 +1,22 @@
-//! Upkeep: opens the store (schema, registration), then heartbeat, leases of dead predecessors, stepped clocks, counts.
+//! Upkeep: opens the store (schema, registration), then in rounds: heartbeat, stepped clocks, leases of dead predecessors and those
+//! that ran out, counts, retention.
 //!
 //! May use `store`, `ops`, `config`, `core`. Uses the pool; the threads on a transaction's way have connections of their own.
 
+mod clocks;
+mod leases;
+mod retention;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::Sender;
 use uuid::Uuid;
 
+use self::clocks::Clocks;
+use self::retention::Retention;
 use crate::config::Current;
-use crate::core::ledger::{Counter, Ledger};
 use crate::ops::VERSION;
 use crate::ops::health::Health;
 use crate::ops::metrics::{Metrics, unix_seconds};
@@ -34,6 +41,8 @@ pub struct Upkeep {
     pub pool: Pool,
     /// Learns whether delivering is paused.
     pub room: Arc<Room>,
+    /// Open deliveries as last counted, for whoever must stop reading when they are too many.
+    pub open: Arc<AtomicI64>,
     /// Of the locked state file; `None`: no sweep, only expiry.
     pub instance: Option<Uuid>,
     /// Series.
@@ -126,6 +135,7 @@ impl Upkeep {
             }
         }
         ensure_pipeline(&mut session, &config.name)?;
+        self.look_for_clock_set_back(&mut session)?;
         session.register(&Registration {
             instance: self.instance,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
@@ -136,7 +146,14 @@ impl Upkeep {
 
     fn keep(&mut self, process: ProcessId) -> anyhow::Result<()> {
         let began = Instant::now();
-        let mut rounds = Rounds { count_at: began, sweep_at: Duration::ZERO, oldest: None };
+        let mut rounds = Rounds {
+            count_at: began,
+            sweep_at: Duration::ZERO,
+            oldest: None,
+            expired_until: None,
+            clocks: Clocks::new(began),
+            retention: Retention::new(began),
+        };
         loop {
             let result = self.round(process, began, &mut rounds);
             self.metrics.postgres_up.set(i64::from(result.is_ok()));
@@ -171,16 +188,19 @@ impl Upkeep {
             stalled: self.health.waits().into_iter().map(|(reason, _)| reason.to_owned()).collect(),
             status: self.health.words(),
         };
-        if !session.heartbeat(process, &beat)? {
+        let before = Instant::now();
+        let Some(pulse) = session.heartbeat(process, &beat)? else {
             return Err(StoreError::Fenced(
                 "this process is no longer registered: was the database restored from a backup?".to_owned(),
             ));
-        }
+        };
+        self.look_at_clocks(&mut session, rounds, &pulse, before)?;
         if began.elapsed() >= rounds.sweep_at {
             self.sweep(&mut session, process)?;
             // What was on its way to PostgreSQL when a predecessor died comes within its timeouts; what comes later expires.
             rounds.sweep_at = (began.elapsed() * 2).max(ROUND);
         }
+        rounds.expired_until = self.expire(&mut session, rounds.expired_until)?;
         if Instant::now() >= rounds.count_at {
             pulse::at("counting", pulse::REMOTE);
             let counting = Instant::now();
@@ -190,64 +210,18 @@ impl Upkeep {
             let gauges = gauges?;
             self.show(&gauges);
             rounds.oldest = Some(Oldest { read_at: counting, open: gauges.oldest_open_age, due: gauges.oldest_due_age });
+            rounds.retention.learn(&gauges);
             self.pull_in(&mut session)?;
         }
-        Ok(())
-    }
-
-    fn sweep(&self, session: &mut Session, process: ProcessId) -> Result<(), StoreError> {
-        let Some(instance) = self.instance else { return Ok(()) };
-        for (dead, lease) in session.predecessors(instance, process)? {
-            let mut freed = 0;
-            loop {
-                pulse::at("sweeping", pulse::REMOTE);
-                match session.sweep(dead, lease)? {
-                    0 => break,
-                    n => freed += n,
-                }
-            }
-            if freed > 0 {
-                self.metrics.attempts_total.with_label_values(&["lost"]).inc_by(freed);
-                log::warn!(process = dead, rows = freed; "process {dead} died with {freed} deliveries in hand: they are due again");
-            }
-        }
-        Ok(())
-    }
-
-    /// No rule lets a delivery wait longer than this: a row further ahead was written before the clock was set back.
-    fn pull_in(&self, session: &mut Session) -> Result<(), StoreError> {
-        let config = self.config.get();
-        let retry = config.retry;
-        let retry_after_clamp = Duration::from_secs(3600);
-        let furthest = retry.cap.max(config.gate.probe_cap).max(retry_after_clamp).max(config.postgres.lease);
-        let pulled = session.pull_in(furthest + Duration::from_secs(60))?;
-        if pulled > 0 {
-            log::warn!(rows = pulled; "{pulled} deliveries lay further ahead than any rule allows: was PostgreSQL's clock set back?");
-        }
-        Ok(())
+        self.retain(&mut session, process, rounds)
     }
 
     fn show(&mut self, gauges: &Gauges) {
-        let mut ledger = Ledger::default();
-        ledger.open = gauges.pending + gauges.in_flight + gauges.retrying;
-        ledger.dead = gauges.dead;
-        for (code, n) in &gauges.counters {
-            if let Some(counter) = Counter::from_code(*code) {
-                ledger.add(counter, *n);
-            }
-        }
-        let states = [
-            ("pending", gauges.pending),
-            ("in_flight", gauges.in_flight),
-            ("retrying", gauges.retrying),
-            ("delivered", ledger.sum(Counter::Delivered)),
-            ("dead", gauges.dead),
-            ("resolved", gauges.resolved),
-        ];
-        for (state, n) in states {
+        for (state, n) in gauges.states() {
             self.metrics.transactions.with_label_values(&[state]).set(n);
         }
-        for (equation, off) in ledger.imbalances().labelled() {
+        self.open.store(gauges.open(), Ordering::Relaxed);
+        for (equation, off) in gauges.ledger().imbalances().labelled() {
             self.metrics.ledger_imbalance.with_label_values(&[equation]).set(off);
             if off != 0
                 && let Some(note) = self.throttle.admit(equation, Instant::now())
@@ -257,6 +231,7 @@ impl Upkeep {
         }
         self.metrics.rejected_unresolved.set(gauges.rejected_unresolved);
         self.metrics.stats_last_success_timestamp_seconds.set(unix_seconds());
+        self.metrics.retention_last_success_timestamp_seconds.set(gauges.retention_ended.unwrap_or(0.0));
         self.room.set_paused(gauges.paused);
         if gauges.paused {
             self.health.wait("upkeep", "paused", "delivering is paused");
@@ -272,6 +247,10 @@ struct Rounds {
     /// Since the start.
     sweep_at: Duration,
     oldest: Option<Oldest>,
+    /// Leases that ended before this have been looked at, by PostgreSQL's clock.
+    expired_until: Option<SystemTime>,
+    clocks: Clocks,
+    retention: Retention,
 }
 
 /// Ages as last read; they keep growing while PostgreSQL is away.

@@ -15,3 +15,4 @@ mod rig;
 mod source;
 mod store;
 mod structure;
+mod upkeep;

@@ -94,6 +94,7 @@ impl Rig {
             start: None,
             on_lost_position: OnLostPosition::Continue,
             record_max: 1 << 20,
+            backlog_max: None,
             librdkafka: BTreeMap::new(),
         }
     }

@@ -13,30 +13,30 @@ use txrelay::store::{
 
 use crate::rig::{postgres_url, unique};
 
-const LEASE: Duration = Duration::from_secs(60);
-const TIME: LeaseTime = LeaseTime { lease: LEASE, timeout: Duration::from_secs(15) };
+pub const LEASE: Duration = Duration::from_secs(60);
+pub const TIME: LeaseTime = LeaseTime { lease: LEASE, timeout: Duration::from_secs(15) };
 
 /// A migrated schema, and what a consumer needs to write to it.
-struct Store {
-    session: Session,
-    config: config::Postgres,
+pub struct Store {
+    pub session: Session,
+    pub config: config::Postgres,
     topics: Topics,
     topic: Arc<str>,
-    room: Arc<Room>,
+    pub room: Arc<Room>,
     position: i64,
     epoch: i64,
 }
 
-fn postgres(schema: &str) -> config::Postgres {
+pub fn postgres(schema: &str) -> config::Postgres {
     config::Postgres::plain(postgres_url().parse().expect("a DSN"), schema, LEASE)
 }
 
-fn role() -> Role {
+pub fn role() -> Role {
     Role { pipeline: "it".to_owned(), role: "test" }
 }
 
 impl Store {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let config = postgres(&unique("it_store"));
         let mut session = Session::connect(&config, &role()).expect("PostgreSQL answers");
         migrate(&mut session, &config.schema).expect("migrated");
@@ -51,12 +51,12 @@ impl Store {
         Self { session, config, topics, topic, room, position: 0, epoch: owned[0].epoch }
     }
 
-    fn at(&self) -> TopicPartition {
+    pub fn at(&self) -> TopicPartition {
         TopicPartition { topic: self.topic.clone(), partition: 0 }
     }
 
     /// Records as they would be read next.
-    fn records(&mut self, values: &[(&str, &str)]) -> Vec<Candidate> {
+    pub fn records(&mut self, values: &[(&str, &str)]) -> Vec<Candidate> {
         let at = self.at();
         let candidate = |(i, (id, value)): (usize, &(&str, &str))| Candidate {
             transaction_id: (*id).to_owned(),
@@ -73,17 +73,17 @@ impl Store {
         values.iter().enumerate().map(candidate).collect()
     }
 
-    fn batch(&mut self, candidates: Vec<Candidate>, rejects: Vec<Reject>, lease: Option<i64>) -> Batch {
+    pub fn batch(&mut self, candidates: Vec<Candidate>, rejects: Vec<Reject>, lease: Option<i64>) -> Batch {
         let new = self.position + (candidates.len() + rejects.len()) as i64;
         let advance = Advance { at: self.at(), epoch: self.epoch, expected: self.position, new, skipped: 0 };
         Batch { candidates, rejects, advances: vec![advance], lease }
     }
 
-    fn writer(&self) -> Writer {
+    pub fn writer(&self) -> Writer {
         Writer { process: 1, lease: LEASE }
     }
 
-    fn ingest(&mut self, batch: &Batch) -> Result<Ingested, StoreError> {
+    pub fn ingest(&mut self, batch: &Batch) -> Result<Ingested, StoreError> {
         let (writer, topics) = (self.writer(), self.topics.clone());
         let done = self.session.ingest(writer, &topics, batch)?;
         self.position = batch.advances[0].new;
@@ -91,27 +91,27 @@ impl Store {
     }
 
     /// Stores transactions and returns what came of them.
-    fn store(&mut self, values: &[(&str, &str)], lease: Option<i64>) -> Ingested {
+    pub fn store(&mut self, values: &[(&str, &str)], lease: Option<i64>) -> Ingested {
         let candidates = self.records(values);
         let batch = self.batch(candidates, Vec::new(), lease);
         self.ingest(&batch).expect("stored")
     }
 
-    fn claim(&mut self, lease: i64) -> Vec<Leased> {
+    pub fn claim(&mut self, lease: i64) -> Vec<Leased> {
         let room = self.room.reserve_rows(500).expect("room");
         let who = Claimant { process: 1, lease, time: TIME };
         self.session.claim(500, who, None, room).expect("claimed").0.rows
     }
 
-    fn settle(&mut self, id: i64, lease: i64, attempt: i32, what: Settled) -> usize {
+    pub fn settle(&mut self, id: i64, lease: i64, attempt: i32, what: Settled) -> usize {
         self.session.settle(1, &[Settlement { id, lease, attempt, what }]).expect("settled")
     }
 
-    fn number(&mut self, query: &str) -> i64 {
+    pub fn number(&mut self, query: &str) -> i64 {
         self.session.client().query_one(query, &[]).expect("answers").get(0)
     }
 
-    fn state(&mut self, id: &str) -> String {
+    pub fn state(&mut self, id: &str) -> String {
         let row = self.session.client().query_one("select state from transaction_status where transaction_id = $1", &[&id]);
         row.expect("known").get(0)
     }
@@ -124,7 +124,7 @@ impl Drop for Store {
     }
 }
 
-fn tried(outcome: Outcome, status: u16) -> Tried {
+pub fn tried(outcome: Outcome, status: u16) -> Tried {
     Tried { outcome, status: Some(status), sent: Sent::Yes, latency: Duration::from_millis(5), error: Some("said so".to_owned()) }
 }
 
@@ -176,7 +176,7 @@ fn several_processes_may_migrate_at_once() {
     let mut session = Session::connect(&config, &role()).expect("connects");
     assert_eq!(schema_state(&mut session).expect("looked"), SchemaState::Ready);
     session.client().batch_execute("update migration set compatible_from = 99").expect("a newer release was here");
-    assert_eq!(schema_state(&mut session).expect("looked"), SchemaState::TooNew { have: 1 });
+    assert_eq!(schema_state(&mut session).expect("looked"), SchemaState::TooNew { have: 2 });
     session.client().batch_execute(&format!("drop schema \"{}\" cascade", config.schema)).expect("dropped");
 }
 

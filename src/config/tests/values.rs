@@ -29,7 +29,6 @@ fn a_password_comes_from_its_file() {
 fn what_belongs_to_later_versions_is_refused_and_not_ignored() {
     for (line, key) in [
         ("kafka.client = \"kafka\"", "kafka.client"),
-        ("kafka.backlog_max = 10", "kafka.backlog_max"),
         ("kafka.tls = {}", "kafka.tls"),
         ("kafka.sasl.username = \"u\"", "kafka.sasl"),
         ("downstream.rate_limit = 5", "downstream.rate_limit"),
@@ -39,7 +38,6 @@ fn what_belongs_to_later_versions_is_refused_and_not_ignored() {
         ("downstream.outcomes = { \"409\" = \"delivered\" }", "downstream.outcomes"),
         ("gate.shut_after = 20", "gate.shut_after"),
         ("gate.probe_every = \"5s\"", "gate.probe_every"),
-        ("retention.dead = \"90d\"", "retention"),
     ] {
         let problems = read(&format!("{FIVE_LINES}{line}\n"), &[]).expect_err(line);
         assert!(problems.len() == 1 && problems[0].starts_with("F:6:"), "{problems:?}");
@@ -47,6 +45,29 @@ fn what_belongs_to_later_versions_is_refused_and_not_ignored() {
     }
     check(&format!("{BASE}[downstream.tls]\nca_file = \"\"\n"), &["F:8:13: downstream.tls: this version does not have..."]);
     accepts(&["downstream.rate_limit=0"]);
+}
+
+#[test]
+fn what_is_kept_is_kept_for_a_time_or_for_ever() {
+    let day = Duration::from_secs(86_400);
+    let retention = accepts(&[]).retention;
+    assert_eq!((retention.delivered, retention.dead, retention.rejected), (Some(90 * day), Some(90 * day), Some(90 * day)));
+    let retention = accepts(&["retention.delivered=forever", "retention.dead=30d", "retention.rejected=\"1h\""]).retention;
+    assert_eq!((retention.delivered, retention.dead, retention.rejected), (None, Some(30 * day), Some(day / 24)));
+    for key in ["retention.delivered", "retention.dead", "retention.rejected"] {
+        for value in ["0", "59m", "for ever", "never", "90", "\"\"", "36501d"] {
+            refuses(key, value, "must be \"forever\", or a time");
+        }
+    }
+}
+
+#[test]
+fn a_backlog_has_a_limit_unless_it_is_0() {
+    assert_eq!(accepts(&[]).kafka.backlog_max, Some(10_000_000));
+    assert_eq!(accepts(&["kafka.backlog_max=10_000"]).kafka.backlog_max, Some(10_000));
+    assert_eq!(accepts(&["kafka.backlog_max=0"]).kafka.backlog_max, None);
+    refuses("kafka.backlog_max", "-1", "must be a whole number");
+    refuses("kafka.backlog_max", "\"10\"", "must be a whole number");
 }
 
 #[test]

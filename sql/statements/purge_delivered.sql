@@ -1,0 +1,24 @@
+-- A step of retention over transactions with ids above $1, up to $2 of them: those delivered more than $3 ms ago go with their
+-- attempts. Counter slot $4. What is open, dead, resolved or unaccounted stays. The aggregate pins a look by index for each row.
+-- Returns the last id, how many there were, how many of them are old enough to have been delivered so long ago, how many went.
+with b as materialized (
+  select id, received_at < now() - $3::bigint * interval '1 millisecond' as old from tx
+  where id > $1::bigint order by id limit $2::bigint
+), g as materialized (
+  select b.id from b
+  cross join lateral (
+    select bool_or(a.outcome = 1 and not a.stale) as delivered, max(a.finished_at) as last_at from attempt a where a.tx_id = b.id
+  ) h
+  where b.old and h.delivered and h.last_at < now() - $3::bigint * interval '1 millisecond'
+    and not exists (select from delivery d where d.id = b.id)
+    and not exists (select from dead x where x.id = b.id)
+    and not exists (select from resolved r where r.id = b.id)
+), t as (
+  delete from tx using g where tx.id = g.id returning 1
+), a as (
+  delete from attempt a using g where a.tx_id = g.id returning a.outcome = 1 and not a.stale as delivered
+), c as (
+  insert into counter as c (slot, name, n) select $4::int, 12, count(*) from a where delivered having count(*) > 0
+  on conflict (slot, name) do update set n = c.n + excluded.n
+)
+select max(id), count(*), count(*) filter (where old), (select count(*) from t) from b

@@ -1,0 +1,24 @@
+-- A step of retention over what people resolved, with ids above $1, up to $2 of them: what was resolved more than $3 ms ago goes
+-- with its transaction and attempts. Counter slot $4. Returns the last id, how many there were, how many went.
+with b as materialized (
+  select id, resolved_at from resolved where id > $1::bigint order by id limit $2::bigint
+), g as materialized (
+  select b.id from b
+  cross join lateral (select max(a.finished_at) as last_at from attempt a where a.tx_id = b.id) h
+  where greatest(b.resolved_at, h.last_at) < now() - $3::bigint * interval '1 millisecond'
+    and not exists (select from delivery d where d.id = b.id)
+    and not exists (select from dead x where x.id = b.id)
+), t as (
+  delete from tx using g where tx.id = g.id
+), a as (
+  delete from attempt a using g where a.tx_id = g.id returning a.outcome = 1 and not a.stale as delivered
+), r as (
+  delete from resolved r using g where r.id = g.id returning 1
+), c as (
+  insert into counter as c (slot, name, n)
+  select $4::int, v.name, v.n from (
+    select 12 as name, count(*) as n from a where delivered union all select 13, count(*) from r
+  ) v where v.n > 0
+  on conflict (slot, name) do update set n = c.n + excluded.n
+)
+select max(id), count(*), (select count(*) from r) from b
