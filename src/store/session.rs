@@ -1,8 +1,8 @@
-//! One connection with its settings and prepared statements, and the link that a thread keeps to PostgreSQL across outages.
+//! One connection with its settings and prepared statements.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use postgres::config::{Host, SslMode, SslNegotiation};
 use postgres::{Client, SimpleQueryMessage, Statement};
@@ -45,73 +45,6 @@ impl std::ops::DerefMut for Connection {
     }
 }
 
-/// Connections for work that is not on the way of a transaction: upkeep.
-pub struct Pool {
-    postgres: config::Postgres,
-    role: Role,
-    patience: Patience,
-    pool: Option<r2d2::Pool<PostgresConnectionManager<Connector>>>,
-    built_at: Instant,
-}
-
-#[derive(Debug)]
-struct Prepare(String);
-
-impl r2d2::CustomizeConnection<Client, postgres::Error> for Prepare {
-    fn on_acquire(&self, client: &mut Client) -> Result<(), postgres::Error> {
-        client.batch_execute(&self.0)
-    }
-}
-
-impl Pool {
-    /// Connects to nothing yet: a missing database does not stop the start.
-    pub fn new(postgres: &config::Postgres, pipeline: &str) -> Self {
-        let role = Role { pipeline: pipeline.to_owned(), role: "upkeep" };
-        let patience = Patience::new(Some(Timeouts::of(postgres.lease).answer));
-        Self { postgres: postgres.clone(), role, patience, pool: None, built_at: Instant::now() }
-    }
-
-    fn build(&self) -> Result<r2d2::Pool<PostgresConnectionManager<Connector>>, StoreError> {
-        let connector = Connector::new(&self.postgres.tls, self.patience.clone());
-        let manager = PostgresConnectionManager::new(client_config(&self.postgres, &self.role)?, connector);
-        Ok(r2d2::Pool::builder()
-            .max_size(self.postgres.pool_size)
-            .min_idle(Some(0))
-            .connection_timeout(Duration::from_secs(6))
-            .error_handler(Box::new(r2d2::NopErrorHandler))
-            .connection_customizer(Box::new(Prepare(settings(&self.postgres))))
-            .build_unchecked(manager))
-    }
-
-    /// A session on one of the pool's connections.
-    pub fn session(&mut self) -> Result<Session, StoreError> {
-        let pool = match self.pool.take() {
-            Some(pool) => pool,
-            None => {
-                self.built_at = Instant::now();
-                self.build()?
-            }
-        };
-        let client = pool.get().map_err(|e| StoreError::Connection(e.to_string()));
-        self.pool = Some(pool);
-        let client = Connection::Pooled(Box::new(client?));
-        Ok(Session { client, prepared: HashMap::new(), certificate_expires_at: None })
-    }
-
-    /// After a failure: makes the pool anew, with the password as it is now, at most once a minute (each has threads of its
-    /// own, which end when what they do has ended).
-    pub fn renew(&mut self) {
-        if self.built_at.elapsed() >= Duration::from_secs(60) {
-            self.pool = None;
-        }
-    }
-
-    /// See [`Link::patience`].
-    pub fn patience(&self) -> Patience {
-        self.patience.clone()
-    }
-}
-
 /// Who connects: `application_name = txrelay/PIPELINE/ROLE`.
 #[derive(Debug, Clone)]
 pub struct Role {
@@ -122,6 +55,11 @@ pub struct Role {
 }
 
 impl Session {
+    /// On a connection that is set up already.
+    pub(super) fn on(client: Connection) -> Self {
+        Self { client, prepared: HashMap::new(), certificate_expires_at: None }
+    }
+
     /// Connects; several hosts are tried in their order, and the first writable one is used.
     pub fn connect(postgres: &config::Postgres, role: &Role) -> Result<Self, StoreError> {
         Self::connect_with(postgres, role, Patience::new(Some(Timeouts::of(postgres.lease).answer)))
@@ -132,7 +70,7 @@ impl Session {
         Self::connect_with(postgres, role, Patience::new(None))
     }
 
-    fn connect_with(postgres: &config::Postgres, role: &Role, patience: Patience) -> Result<Self, StoreError> {
+    pub(super) fn connect_with(postgres: &config::Postgres, role: &Role, patience: Patience) -> Result<Self, StoreError> {
         let connector = Connector::new(&postgres.tls, patience);
         let client = client_config(postgres, role)?;
         // Which server refuses is half of the answer.
@@ -207,26 +145,26 @@ fn backend_pid(session: &mut Session) -> Result<String, StoreError> {
 
 /// How long PostgreSQL may take, so that a session that hangs is given up before its leases end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Timeouts {
+pub(super) struct Timeouts {
     /// A statement: ended by the server.
     statement: Duration,
     /// Waiting for a lock, within it: ended by the server.
     lock: Duration,
     /// Silence: ended by us, because the server no longer ends anything.
-    answer: Duration,
+    pub answer: Duration,
 }
 
 impl Timeouts {
     /// With the default lease of 60 s: 20 s, 10 s, 25 s. A lease is more than 10 s, so silence always ends before it does:
     /// what a frozen server had been asked to do is rolled back when it thaws, and kept outcomes come before new claims.
-    fn of(lease: Duration) -> Self {
+    pub fn of(lease: Duration) -> Self {
         let statement = (lease / 3).min(Duration::from_secs(30));
         Self { statement, lock: (statement / 2).min(Duration::from_secs(10)), answer: statement + Duration::from_secs(5) }
     }
 }
 
 /// What every connection of ours shares, also those of the pool.
-fn client_config(postgres: &config::Postgres, role: &Role) -> Result<postgres::Config, StoreError> {
+pub(super) fn client_config(postgres: &config::Postgres, role: &Role) -> Result<postgres::Config, StoreError> {
     let mut client = postgres.client.clone();
     if let Some(password) = postgres.password.read().map_err(|why| StoreError::Connection(format!("password_file: {why}")))? {
         client.password(password);
@@ -248,7 +186,7 @@ fn client_config(postgres: &config::Postgres, role: &Role) -> Result<postgres::C
 
 /// A plan made while the queue is empty takes 211 s instead of 34 ms when a backlog arrives: plans are pinned to indexes.
 /// With them pinned JIT must be off too: a disabled node's cost would switch it on (175 ms a claim).
-fn settings(postgres: &config::Postgres) -> String {
+pub(super) fn settings(postgres: &config::Postgres) -> String {
     let Timeouts { statement, lock, .. } = Timeouts::of(postgres.lease);
     format!(
         "set search_path = {}; set default_transaction_isolation = 'read committed'; set jit = off; \
@@ -264,66 +202,6 @@ fn settings(postgres: &config::Postgres) -> String {
 /// An identifier in double quotes.
 pub(super) fn quote(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
-}
-
-/// A thread's way to PostgreSQL: at most one session, made when needed, dropped when it fails, with waits that grow.
-pub struct Link {
-    postgres: config::Postgres,
-    role: Role,
-    patience: Patience,
-    session: Option<Session>,
-    failures: u32,
-}
-
-impl Link {
-    /// Connects to nothing yet.
-    pub fn new(postgres: &config::Postgres, pipeline: &str, role: &'static str) -> Self {
-        let role = Role { pipeline: pipeline.to_owned(), role };
-        let patience = Patience::new(Some(Timeouts::of(postgres.lease).answer));
-        Self { postgres: postgres.clone(), role, patience, session: None, failures: 0 }
-    }
-
-    /// Tells how long PostgreSQL has owed this link an answer; for whoever watches its thread.
-    pub fn patience(&self) -> Patience {
-        self.patience.clone()
-    }
-
-    /// The session, connected if need be (one try).
-    pub fn session(&mut self) -> Result<&mut Session, StoreError> {
-        if self.session.is_none() {
-            let connected = Session::connect_with(&self.postgres, &self.role, self.patience.clone());
-            let session = connected.inspect_err(|_| self.failed_once())?;
-            self.session = Some(session);
-        }
-        Ok(self.session.as_mut().expect("set above"))
-    }
-
-    /// Does `work` on the session and notes how it went: a lost connection is dropped here.
-    pub fn run<T>(&mut self, work: impl FnOnce(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let result = self.session().and_then(work);
-        match &result {
-            Ok(_) => self.failures = 0,
-            Err(StoreError::Connection(_)) => {
-                if self.session.take().is_some() {
-                    self.failed_once();
-                }
-            }
-            Err(StoreError::Value(_) | StoreError::Constraint(_) | StoreError::Fenced(_)) => {}
-            Err(_) => self.failed_once(),
-        }
-        result
-    }
-
-    fn failed_once(&mut self) {
-        self.failures = self.failures.saturating_add(1);
-    }
-
-    /// How long to wait before the next try: 50 ms doubling to 3 s, with equal jitter, so that many processes do not meet a
-    /// server that has just come back at the same moment. `jitter` in 0..1.
-    pub fn pause(&self, jitter: f64) -> Duration {
-        let longest = Duration::from_millis(50).saturating_mul(1 << self.failures.min(7)).min(Duration::from_secs(3));
-        longest.mul_f64(0.5 + jitter / 2.0)
-    }
 }
 
 #[cfg(test)]
