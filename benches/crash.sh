@@ -30,7 +30,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 spawn "$dir/ledger.pid" "$dir/ledger.log" "$bed" ledger
-until grep -q '^listening on' "$dir/ledger.log"; do sleep 0.02; done
+until grep -qs '^listening on' "$dir/ledger.log"; do sleep 0.02; done
 ledger=http://$(sed -n 's/^listening on //p' "$dir/ledger.log")
 topic=bench-crash
 "$bed" topic --brokers "$TXRELAY_TEST_KAFKA" --create "$topic" --partitions 6

@@ -34,7 +34,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 spawn "$dir/ledger.pid" "$dir/ledger.log" "$bed" ledger
-until grep -q '^listening on' "$dir/ledger.log"; do sleep 0.02; done
+until grep -qs '^listening on' "$dir/ledger.log"; do sleep 0.02; done
 ledger=http://$(sed -n 's/^listening on //p' "$dir/ledger.log")
 "$bed" http PUT "$ledger/_/behave" "{\"delay_ms\":${BENCH_DELAY_MS:-0}}" >/dev/null
 

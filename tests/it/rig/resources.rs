@@ -40,11 +40,11 @@ impl Resources {
 }
 
 /// No fault makes the process larger than 150 MB, or lets threads or descriptors grow. `before` was taken under the same
-/// load, `after` is the most of what was seen since. Slack: a thread that looks a host up, sockets of requests and scrapes
-/// that begin while others end.
+/// load, `after` is the most of what was seen since. Slack: upkeep renews its pool during an outage, and the three threads of
+/// the old one end a moment after those of the new one have begun; sockets of requests and scrapes begin while others end.
 #[track_caller]
 pub fn within_bounds(before: Resources, after: Resources) {
     assert!(after.rss_peak_mb < 150.0, "memory: {before:?}, then {after:?}");
-    assert!(after.threads <= before.threads + 2, "threads: {before:?}, then {after:?}");
+    assert!(after.threads <= before.threads + 4, "threads: {before:?}, then {after:?}");
     assert!(after.descriptors <= before.descriptors + 24, "descriptors: {before:?}, then {after:?}");
 }
