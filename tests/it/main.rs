@@ -11,3 +11,4 @@ mod rig;
 mod source;
 mod store;
 mod structure;
+mod systemd;
