@@ -15,4 +15,5 @@ mod rig;
 mod source;
 mod store;
 mod structure;
+mod systemd;
 mod upkeep;
