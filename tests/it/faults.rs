@@ -107,6 +107,24 @@ fn postgresql_stopped_for_20_s_loses_nothing_and_sends_nothing_twice() {
     said_postgres(&seen, &["postgres", pg.host()]);
 }
 
+/// Longer than a lease of a minute and than the half minute after which Kafka's partitions are paused.
+#[test]
+#[ignore = "takes minutes: make test-long"]
+fn postgresql_stopped_for_longer_than_a_lease_loses_nothing_and_sends_nothing_twice() {
+    let pg = Pg::start();
+    let mut running = Running::start(pg.dsn(), pg.dsn(), "workers = 8");
+    // So slow that hundreds are sent after the stop: their outcomes wait for longer than their leases last.
+    running.ledger.behave(&json!({ "delay_ms": 80 }));
+    eventually("there is a backlog", || running.relay.count("select count(*) from delivery where lease is not null") > 600);
+    pg.stop("fast");
+    running.is_stalled();
+    running.endures(100);
+    running.ledger.behave(&json!({ "delay_ms": 2 }));
+    pg.up();
+    let seen = running.heals();
+    said_postgres(&seen, &["postgres", pg.host()]);
+}
+
 #[test]
 fn postgresql_shut_down_at_once_under_load_loses_nothing_and_sends_nothing_twice() {
     let pg = Pg::start();
@@ -175,7 +193,9 @@ fn a_role_that_may_not_connect_for_10_s_is_waited_for() {
 fn commits_whose_answers_are_lost_are_neither_lost_nor_repeated() {
     let pg = Pg::start();
     let (mut proxy, through) = Proxy::before(pg.dsn());
-    let running = Running::start(&through, pg.dsn(), "workers = 8");
+    let running = Running::start(&through, pg.dsn(), "workers = 8\n[gate]\nprobe_cap = \"1s\"");
+    // One in five fails and is claimed again: a claim whose COMMIT is in doubt holds rows.
+    running.ledger.behave(&json!([{ "status": 503, "share": 0.2 }, { "delay_ms": 2 }]));
     let fired = |proxy: &mut Proxy| -> u64 {
         let status = proxy.tell("status");
         status.rsplit(' ').next().and_then(|n| n.parse().ok()).expect("a number at its end")
@@ -190,6 +210,8 @@ fn commits_whose_answers_are_lost_are_neither_lost_nor_repeated() {
     let log = running.relay.log();
     assert!(log.contains("was committed although its answer was lost"), "{log}");
     assert!(log.contains("failed to write") && log.contains("failed to claim"), "{log}");
+    assert!(running.relay.count("select count(*) from delivery where attempt > 0") > 0, "nothing was there to be claimed");
+    running.ledger.behave(&json!({ "delay_ms": 2 }));
     // A settle whose answer was lost is repeated and finds its rows done: that is not a late answer.
     assert_eq!(running.relay.metric("settles_stale_total"), Some(0.0));
     said_postgres(&running.heals(), &["postgres"]);

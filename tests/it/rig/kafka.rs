@@ -1,7 +1,7 @@
 //! Topics, and what is written to them.
 
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use rdkafka::ClientConfig;
@@ -69,11 +69,12 @@ impl Load {
         let topic = Topic::existing(topic);
         let prefix = prefix.to_owned();
         let (stop, stopped) = bounded(0);
-        let each = (per_second as u128 * TICK.as_millis() / 1000).max(1) as usize;
         let thread = std::thread::spawn(move || {
-            let mut sent = Vec::new();
+            let (began, mut sent) = (Instant::now(), Vec::new());
             while stopped.recv_timeout(TICK).is_err_and(|error| error.is_timeout()) {
-                let new = super::ids(&prefix, sent.len()..sent.len() + each);
+                // What is due by now: a flush takes its time, and the rate is the rate.
+                let due = (began.elapsed().as_millis() as usize * per_second / 1000).max(sent.len());
+                let new = super::ids(&prefix, sent.len()..due);
                 topic.transactions(new.clone());
                 sent.extend(new);
             }
