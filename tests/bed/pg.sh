@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A private PostgreSQL cluster in DIR on a free loopback port. Nothing of the system's PostgreSQL but its programs is used.
-#   pg.sh up DIR [--set k=v]...         creates it if DIR holds none, starts it, prints its DSN
+#   pg.sh up DIR [--set k=v]... [--env K=V]...   creates it if DIR holds none, starts it (with this environment), prints its DSN
 #   pg.sh down DIR [-m MODE]            stops it: fast (default), smart or immediate; the data stay
 #   pg.sh restart DIR [-m MODE]         the same port again; immediate is a crash
 #   pg.sh env DIR                       TXRELAY_TEST_PG=..., PG_PID=... for eval
@@ -60,9 +60,9 @@ start() {
   # In this function's own process, so that the pid is the server's: setpriv and env replace themselves.
   if [ "$(id -u)" = 0 ]; then
     spawn "$dir/server.pid" "$dir/log" setpriv --reuid="$owner" --regid="$(id -g "$owner")" --clear-groups --no-new-privs \
-      "$bin/postgres" -D "$dir/data"
+      env ${envs[@]+"${envs[@]}"} "$bin/postgres" -D "$dir/data"
   else
-    spawn "$dir/server.pid" "$dir/log" "$bin/postgres" -D "$dir/data"
+    spawn "$dir/server.pid" "$dir/log" env ${envs[@]+"${envs[@]}"} "$bin/postgres" -D "$dir/data"
   fi
   until "$bin/pg_isready" -q -h 127.0.0.1 -p "$port"; do
     pid=$(pid_of "$dir/server.pid") || { tail -n 15 "$dir/log" >&2; die "PostgreSQL did not start, see $dir/log"; }
@@ -84,11 +84,12 @@ cmd=${1:-help}
 case $cmd in up | down | restart | env) ;; *) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2 ;; esac
 dir=${2:?folder}
 shift 2
-mode=fast sets=()
+mode=fast sets=() envs=()
 while [ $# -gt 0 ]; do
   case $1 in
     -m) mode=${2:?mode}; shift 2 ;;
     --set) sets+=("${2:?k=v}"); shift 2 ;;
+    --env) envs+=("${2:?K=V}"); shift 2 ;;
     *) die "unknown option $1" ;;
   esac
 done

@@ -165,6 +165,9 @@ pub struct Relay {
     metrics: String,
     config: String,
     sets: Vec<String>,
+    envs: Vec<(String, String)>,
+    /// Where the test itself looks, not through any proxy.
+    database: String,
     child: Option<Killed>,
     runs: usize,
 }
@@ -173,6 +176,37 @@ impl Relay {
     /// `--set` for every run from now on.
     pub fn set(&mut self, key_value: &str) {
         self.sets.push(key_value.to_owned());
+    }
+
+    /// An environment variable for every run from now on.
+    pub fn env(&mut self, key: &str, value: &str) {
+        self.envs.push((key.to_owned(), value.to_owned()));
+    }
+
+    /// On a database server of the test's own.
+    pub fn on(topic: &str, ledger: &str, postgres: &str, more: &str) -> Self {
+        let mut relay = Self::with(topic, ledger, postgres, more);
+        relay.database = postgres.to_owned();
+        relay
+    }
+
+    /// Another process of the same pipeline, as on another host: its own state directory and metrics. It must go first.
+    pub fn twin(&self) -> Self {
+        let directory = std::env::temp_dir().join(format!("txrelay-{}", unique(&self.name)));
+        std::fs::create_dir_all(directory.join("state")).expect("a folder");
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number").to_string();
+        Self {
+            name: self.name.clone(),
+            directory,
+            schema: self.schema.clone(),
+            config: self.config.replace(&self.metrics, &free),
+            metrics: free,
+            sets: self.sets.clone(),
+            envs: self.envs.clone(),
+            database: self.database.clone(),
+            child: None,
+            runs: 0,
+        }
     }
 
     /// Takes `kafka.start` out of the file.
@@ -197,7 +231,18 @@ impl Relay {
              \"{postgres}\"\n[metrics]\nlisten = \"{free}\"\n[log]\nformat = \"text\"\n[downstream]\nurl = \"{ledger}\"\n{more}\n",
             bootstrap()
         );
-        Self { name, directory, schema, metrics: free.to_string(), config, sets: Vec::new(), child: None, runs: 0 }
+        Self {
+            name,
+            directory,
+            schema,
+            metrics: free.to_string(),
+            config,
+            sets: Vec::new(),
+            envs: Vec::new(),
+            database: postgres_url(),
+            child: None,
+            runs: 0,
+        }
     }
 
     pub fn config_file(&self) -> PathBuf {
@@ -212,7 +257,7 @@ impl Relay {
         for set in &self.sets {
             command.args(["--set", set]);
         }
-        command.env("STATE_DIRECTORY", self.directory.join("state")).stdin(Stdio::null());
+        command.env("STATE_DIRECTORY", self.directory.join("state")).envs(self.envs.iter().cloned()).stdin(Stdio::null());
         command
     }
 
@@ -286,7 +331,7 @@ impl Relay {
 
     /// A connection to its schema.
     pub fn sql(&self) -> postgres::Client {
-        let mut client = postgres::Client::connect(&postgres_url(), postgres::NoTls).expect("PostgreSQL answers");
+        let mut client = postgres::Client::connect(&self.database, postgres::NoTls).expect("PostgreSQL answers");
         client.batch_execute(&format!("set search_path = \"{}\"", self.schema)).expect("a path");
         client
     }
@@ -318,7 +363,7 @@ impl Drop for Relay {
         if std::thread::panicking() {
             eprintln!("the daemon's log ({}):\n{}", self.name, tail(&self.log(), 60));
         }
-        if let Ok(mut client) = postgres::Client::connect(&postgres_url(), postgres::NoTls) {
+        if let Ok(mut client) = postgres::Client::connect(&self.database, postgres::NoTls) {
             let _ = client.batch_execute(&format!("drop schema if exists \"{}\" cascade", self.schema));
         }
         let _ = std::fs::remove_dir_all(&self.directory);
