@@ -58,7 +58,8 @@ fn unit(installed: &Installed, change: impl Fn(&str) -> String) -> PathBuf {
 }
 
 fn analyze(args: &[&str], unit: &Path) -> (bool, String) {
-    let out = Command::new("systemd-analyze").args(args).arg(unit).output().expect("systemd-analyze is there: tests/bed/setup.sh");
+    let out =
+        Command::new("systemd-analyze").args(args).arg(unit).output().expect("systemd-analyze is there: tests/bed/setup.sh");
     let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     (out.status.success(), said)
 }
@@ -86,7 +87,10 @@ fn make_install_puts_each_file_where_the_readme_says() {
         let unit = std::fs::read_to_string(installed.0.join(below).join("lib/systemd/system/txrelay@.service")).unwrap();
         let programs: Vec<&str> = unit.lines().filter(|line| line.contains("bin/txrelay ")).collect();
         assert_eq!(programs.len(), 2, "start and reload: {programs:?}");
-        assert!(programs.iter().all(|line| line.contains(&format!("={prefix}/bin/txrelay -c /etc/txrelay/%i.toml"))), "{programs:?}");
+        assert!(
+            programs.iter().all(|line| line.contains(&format!("={prefix}/bin/txrelay -c /etc/txrelay/%i.toml "))),
+            "{programs:?}"
+        );
         assert!(unit.contains(&format!("Documentation=file://{prefix}/share/doc/txrelay/README.md")), "{unit}");
     }
 }
@@ -109,7 +113,8 @@ fn the_unit_is_exposed_to_little_and_only_because_of_its_sandbox() {
     assert!(fine, "{said}");
     let sandbox = ["Protect", "Private", "Restrict", "Capability", "NoNew", "SystemCall", "Lock", "MemoryDeny", "Device"];
     let bare = |text: &str| -> String {
-        let kept = text.lines().filter(|line| !sandbox.iter().any(|word| line.starts_with(word)) || line.starts_with("RestartPrev"));
+        let kept =
+            text.lines().filter(|line| !sandbox.iter().any(|word| line.starts_with(word)) || line.starts_with("RestartPrev"));
         kept.map(|line| format!("{line}\n")).collect()
     };
     let (fine, said) = analyze(&threshold, &unit(&installed, bare));
