@@ -88,7 +88,7 @@ fn make_install_puts_each_file_where_the_readme_says() {
         let programs: Vec<&str> = unit.lines().filter(|line| line.contains("bin/txrelay ")).collect();
         assert_eq!(programs.len(), 2, "start and reload: {programs:?}");
         assert!(
-            programs.iter().all(|line| line.contains(&format!("={prefix}/bin/txrelay -c /etc/txrelay/%i.toml"))),
+            programs.iter().all(|line| line.contains(&format!("={prefix}/bin/txrelay -c /etc/txrelay/%i.toml "))),
             "{programs:?}"
         );
         assert!(unit.contains(&format!("Documentation=file://{prefix}/share/doc/txrelay/README.md")), "{unit}");
