@@ -357,7 +357,9 @@ fn reload(current: &Current, metrics: &Metrics) {
             match refused {
                 Refused::Problems(problems) => {
                     problems.to_string().lines().for_each(|problem| log::error!("{problem}"));
-                    log::error!("configuration not reloaded: {} problems, the old one stays", problems.count());
+                    let n = problems.count();
+                    let words = if n == 1 { "problem" } else { "problems" };
+                    log::error!("configuration not reloaded, the old one stays: {n} {words}");
                 }
                 Refused::Restart { restart, reload } => {
                     let also = if reload.is_empty() { String::new() } else { format!("; also changed: {}", reload.join(", ")) };

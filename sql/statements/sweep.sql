@@ -1,7 +1,8 @@
--- Frees up to 500 leases of the dead process $1, whose longest lease is $2 ms. What it sent nobody knows: outcome lost.
+-- Frees up to 500 leases of the dead processes $1, whose longest lease is $2 ms: all in one look, for a process that keeps dying
+-- leaves many of them. What they sent nobody knows: outcome lost.
 with c as materialized (
   select id, lease, attempt from delivery
-  where due_at > now() and due_at <= now() + $2::bigint * interval '1 millisecond' and leased_by = $1::bigint
+  where due_at > now() and due_at <= now() + $2::bigint * interval '1 millisecond' and leased_by = any($1::bigint[])
   order by due_at limit 500 for no key update skip locked
 ), u as (
   update delivery q set due_at = now(), lease = null, leased_by = null from c where q.id = c.id returning q.id

@@ -89,8 +89,11 @@ impl TlsWords {
         if system && mode != TlsMode::VerifyFull {
             return Err("says sslrootcert=system, which goes with sslmode=verify-full".into());
         }
+        let root_written = root_word.clone().unwrap_or_default();
         let root = root_word.filter(|_| !system).map(|path| file("sslrootcert", &path)).transpose()?;
-        if let Some(root) = &root {
+        if let Some(root) = &root
+            && !hidden(&root_written)
+        {
             certificates("sslrootcert", root)?;
         }
         let client = match (filled(self.cert), filled(self.key)) {
@@ -108,6 +111,10 @@ fn file(word: &str, path: &str) -> Result<PathBuf, String> {
     secret::expand(path, |variable| std::env::var_os(variable)).map_err(|problem| format!("{word}: {problem}"))
 }
 
+fn hidden(path: &str) -> bool {
+    secret::is_hidden(path, |variable| std::env::var_os(variable))
+}
+
 fn certificates(word: &str, path: &Path) -> Result<Vec<X509>, String> {
     let shown = path.display();
     let pem = std::fs::read(path).map_err(|e| format!("{word}: {shown} cannot be read: {}", super::io_text(&e)))?;
@@ -119,6 +126,9 @@ fn certificates(word: &str, path: &Path) -> Result<Vec<X509>, String> {
 
 fn client_certificate(cert: &str, key: &str) -> Result<ClientCertificate, String> {
     let (chain, key_file) = (file("sslcert", cert)?, file("sslkey", key)?);
+    if hidden(cert) || hidden(key) {
+        return Ok(ClientCertificate { chain, key: key_file });
+    }
     let certificate = certificates("sslcert", &chain)?.remove(0);
     let pem = secret::read(key, |variable| std::env::var_os(variable)).map_err(|problem| format!("sslkey: {problem}"))?;
     // An empty passphrase, so that OpenSSL does not ask on the terminal for that of an encrypted key.

@@ -68,6 +68,8 @@ impl Exporter {
             let fault = match serving.as_ref().map(|server| server.recv_timeout(TURN)) {
                 Some(Ok(None)) => probe.turn(Instant::now()).err(),
                 Some(Ok(Some(request))) => {
+                    // Without a bound: somebody who reads slowly must not be able to have the process ended.
+                    pulse::at("answering", None);
                     self.answer(request, address, &mut gone);
                     None
                 }
@@ -79,12 +81,13 @@ impl Exporter {
             if let Some(note) = throttle.admit("fault", Instant::now()) {
                 log::warn!("metrics are not served for a moment, the server is built anew: {fault}{note}");
             }
-            // First the old one: its thread, if it still lives, must not take connections from the new one's.
-            drop(serving.take());
             if self.stop.wait(TURN) {
                 return Ok(());
             }
-            serving = self.server().ok();
+            pulse::at("building the server anew", pulse::REMOTE);
+            // First the new one: dropping the old one connects to the port, and would wait where nobody accepts any more.
+            let new = self.server().ok();
+            drop(std::mem::replace(&mut serving, new));
             probe = Probe::new(address, Instant::now());
         }
     }

@@ -176,8 +176,8 @@ impl Session {
         Ok(dead)
     }
 
-    /// Frees the leases of a dead process, up to 500; returns how many. `longest` is the longest lease it may have taken.
-    pub fn sweep(&mut self, dead: ProcessId, longest: Duration) -> Result<u64, StoreError> {
+    /// Frees the leases of dead processes, up to 500; returns how many. `longest` is the longest lease they may have taken.
+    pub fn sweep(&mut self, dead: &[ProcessId], longest: Duration) -> Result<u64, StoreError> {
         let statement = self.prepare(&SWEEP)?;
         let freed: i64 = self.client.query_one(&statement, &[&dead, &(longest.as_millis() as i64)])?.get(0);
         Ok(freed as u64)

@@ -12,18 +12,21 @@ impl Upkeep {
     /// Predecessors are dead, for their lock is ours. `instance` is `None` without a state directory: then leases only run out.
     pub(super) fn sweep(&self, session: &mut Session, process: ProcessId) -> Result<(), StoreError> {
         let Some(instance) = self.instance else { return Ok(()) };
-        for (dead, lease) in session.predecessors(instance, process)? {
-            let mut freed = 0;
-            loop {
-                match session.sweep(dead, lease)? {
-                    0 => break,
-                    n => freed += n,
-                }
+        let predecessors = session.predecessors(instance, process)?;
+        let Some(longest) = predecessors.iter().map(|(_, lease)| *lease).max() else { return Ok(()) };
+        let dead: Vec<ProcessId> = predecessors.into_iter().map(|(id, _)| id).collect();
+        let mut freed = 0;
+        loop {
+            match session.sweep(&dead, longest)? {
+                0 => break,
+                n => freed += n,
             }
-            if freed > 0 {
-                self.metrics.attempts_total.with_label_values(&["lost"]).inc_by(freed);
-                log::warn!(process = dead, rows = freed; "process {dead} died with {freed} deliveries in hand: they are due again");
-            }
+        }
+        if freed > 0 {
+            self.metrics.attempts_total.with_label_values(&["lost"]).inc_by(freed);
+            let last = dead.iter().max().copied().unwrap_or_default();
+            log::warn!(process = last, rows = freed;
+                "process {last} (or one before it) died with {freed} deliveries in hand: they are due again");
         }
         Ok(())
     }

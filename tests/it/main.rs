@@ -1,6 +1,8 @@
 //! Integration tests, one binary. Each test's name is a promise to a user; `make test` starts the services it needs.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod backlog;
+mod clocks;
 mod deliver;
 mod exporter;
 mod faults;
@@ -15,4 +17,6 @@ mod rig;
 mod source;
 mod store;
 mod structure;
+mod systemd;
 mod upkeep;
+mod volume;

@@ -403,8 +403,8 @@ fn a_pause_stops_claims_and_ends_by_itself() {
 fn the_leases_of_a_dead_predecessor_are_freed_and_leave_a_trace() {
     let mut store = Store::new();
     store.store(&[("a", "1"), ("b", "2")], Some(5));
-    assert_eq!(store.session.sweep(99, LEASE).expect("swept"), 0, "another process's leases are not touched");
-    assert_eq!(store.session.sweep(1, LEASE).expect("swept"), 2);
+    assert_eq!(store.session.sweep(&[99], LEASE).expect("swept"), 0, "another process's leases are not touched");
+    assert_eq!(store.session.sweep(&[98, 1], LEASE).expect("swept"), 2);
     assert_eq!(store.number("select count(*) from attempt where outcome = 7 and sent = 2"), 2);
     assert_eq!(store.claim(6).len(), 2);
 }

@@ -7,6 +7,7 @@ use txrelay::core::ledger::Imbalances;
 use txrelay::core::outcome::Outcome;
 use txrelay::store::{Claimant, DuplicatePlace, Registration, Session, Settled, statements};
 
+use crate::rig::{Ledger, Relay, Topic, eventually, ids};
 use crate::store::{LEASE, Store, TIME, role, tried};
 
 const KEEP: Duration = Duration::from_secs(90 * 86_400);
@@ -441,4 +442,46 @@ fn a_start_says_when_the_clock_is_behind_what_others_wrote() {
     let registration = Registration { instance: None, host: "h".to_owned(), version: "v", lease: LEASE };
     store.session.register(&registration).expect("registered");
     assert!(store.session.clock_behind().expect("asked") < Duration::from_secs(1));
+}
+
+#[test]
+fn one_of_two_processes_does_the_pass_and_what_is_kept_for_ever_stays() {
+    let (topic, ledger) = (Topic::new(2), Ledger::start());
+    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
+    relay.set("retention.delivered=forever");
+    assert!(relay.command(&["migrate"]).status().expect("runs").success());
+    let rows = "insert into topic (name) values ('made by SQL'); \
+         insert into tx (id, received_at, transaction_id, payload, partition, kafka_offset, topic_id, incarnation) \
+           select g, now() - interval '100 days', 'old-' || g, 'x', 0, g, 1, 0 from generate_series(1, 5) g; \
+         insert into attempt (tx_id, finished_at, n, outcome, sent) select g, now() - interval '99 days', 1, 1, 1 from generate_series(1, 3) g; \
+         insert into resolved (id, resolved_at, who, reason) values (4, now() - interval '91 days', '', ''), (5, now() - interval '1 h', '', ''); \
+         insert into duplicate (topic, partition, incarnation, kafka_offset, tx_id, seen_at) values ('t', 0, 0, 9, 1, now() - interval '99 days'); \
+         insert into counter (slot, name, n) values (0, 1, 6), (0, 2, 5), (0, 3, 1), (0, 5, 3), (0, 7, 2); select setval('batch_seq', 10240)";
+    relay.sql().batch_execute(rows).expect("old rows");
+    let mut twin = relay.twin();
+    relay.start();
+    twin.start();
+    eventually("what was resolved long ago is gone", || relay.count("select count(*) from resolved") == 1);
+    let ended = |process: &Relay| process.metric("retention_last_success_timestamp_seconds").unwrap_or(0.0);
+    eventually("both know when the pass ended", || ended(&relay) > 1.7e9 && ended(&relay) == ended(&twin));
+    let did =
+        [&relay, &twin].iter().filter(|process| process.log().contains("retention deleted 0 delivered and 1 resolved")).count();
+    assert_eq!(did, 1, "one of them did it");
+    assert_eq!(relay.count("select count(*) from tx where id < 10240"), 4, "delivered ones are kept for ever");
+    assert_eq!(relay.count("select count(*) from duplicate"), 1);
+    topic.transactions(ids("new", 0..20));
+    eventually("it delivers", || ledger.count("accepted") == 20);
+    eventually("what is stored is counted", || relay.metric("transactions{state=\"delivered\"}") == Some(23.0));
+    assert_eq!(twin.stop().code(), Some(0), "{}", twin.log());
+    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
+    // An hour later, and no longer for ever.
+    relay.sql().batch_execute("update pipeline set retention_ended_at = now() - interval '61 min'").expect("set back");
+    relay.set("retention.delivered=90d");
+    relay.start();
+    eventually("old ones go", || relay.count("select count(*) from tx where id < 10240") == 1);
+    eventually("what is stored is counted", || relay.metric("transactions{state=\"delivered\"}") == Some(20.0));
+    assert_eq!(relay.metric("transactions{state=\"resolved\"}"), Some(1.0));
+    eventually("duplicates go with them", || relay.count("select count(*) from duplicate") == 0);
+    assert_eq!(relay.metric("ledger_imbalance{equation=\"ingested\"}"), Some(0.0));
+    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
 }
