@@ -96,7 +96,8 @@ impl Upkeep {
         pass.keep = keep;
         loop {
             let began = Instant::now();
-            match pass.step(session, process, retention.rows)? {
+            let stepped = pass.step(session, process, retention.rows).inspect_err(|_| retention.adapt(SLOW * 2))?;
+            match stepped {
                 Stepped::NotOurs => {
                     // Another process is at it, or has just done it.
                     retention.look_at = Instant::now() + Duration::from_secs(60);
