@@ -1,6 +1,6 @@
 # Each target sets up what it needs on a fresh Debian or Ubuntu and says what it installs. Nothing of the system is started.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint bench install build
+.PHONY: help demo test test-postgres test-long test-systemd lint bench install build
 
 # Outside the clone, so that a fresh clone finds what was built before.
 cache := $(or $(TXRELAY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/txrelay)
@@ -9,6 +9,8 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 PREFIX ?= /usr/local
 DESTDIR ?=
+# What is installed; built first where it is not named.
+BINARY ?=
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -22,20 +24,33 @@ build: ## release build
 
 test: ## unit, property and integration tests on real services (ARGS= goes to the test binaries)
 	@tests/bed/setup.sh
-	cargo build --features bed
-	cargo test --features bed --no-run
-	tests/bed/with-bed.sh cargo test --features bed -- $(ARGS)
+	cargo build --features bed,failpoints
+	cargo test --features bed,failpoints --no-run
+	tests/bed/with-bed.sh cargo test --features bed,failpoints -- $(ARGS)
+	@[ -n '$(ARGS)' ] || $(MAKE) --no-print-directory test-postgres
+
+# Everything that the store promises, and the main job, on the oldest and the newest PostgreSQL that is supported.
+test-postgres:
+	for version in 14.23.0 18.6.0; do echo "== PostgreSQL $$version"; \
+	  tests/bed/with-bed.sh --postgres $$version cargo test --features bed,failpoints --test it -- store:: deliver:: \
+	    relay::what_is_produced relay::kill_9 relay::a_clean_stop relay::redelivery || exit 1; done
 
 test-long: ## also the tests that are marked ignored, because they take minutes
 	@tests/bed/setup.sh
-	cargo build --features bed
-	cargo test --features bed --no-run
-	tests/bed/with-bed.sh cargo test --features bed -- --include-ignored $(ARGS)
+	cargo build --features bed,failpoints
+	cargo test --features bed,failpoints --no-run
+	tests/bed/with-bed.sh cargo test --features bed,failpoints -- --include-ignored $(ARGS)
+	@$(MAKE) --no-print-directory test-systemd
+
+test-systemd: ## the unit on a real systemd in a container (needs root)
+	@tests/bed/setup.sh --systemd
+	cargo build --features bed,failpoints
+	tests/bed/systemd.sh $(CARGO_TARGET_DIR)/debug/txrelay
 
 lint: ## fmt, clippy, every feature set, licences and advisories, shellcheck
 	@tests/bed/setup.sh --lint
 	cargo fmt --check
-	cargo clippy --all-targets --features bed -- -D warnings
+	cargo clippy --all-targets --features bed,failpoints -- -D warnings
 	cargo check --no-default-features --features librdkafka
 	cargo check
 	@if cargo deny --version >/dev/null 2>&1; then \
@@ -43,13 +58,14 @@ lint: ## fmt, clippy, every feature set, licences and advisories, shellcheck
 	else echo "cargo deny: skipped, cargo-deny is not installed (deny.toml says what it would check)"; fi
 	shellcheck -x tests/bed/*.sh benches/*.sh .ci/run
 
-bench: ## deliveries/s, CPU, commits, WAL and RSS (BENCH_RECORDS=60000 BENCH_RUNS=3)
+bench: ## deliveries/s, CPU, commits, WAL, RSS, and restarts after kill -9 (BENCH_RECORDS=60000 BENCH_RUNS=3 BENCH_KILLS=5)
 	@benches/run.sh
+	@benches/crash.sh
 
-install: build ## binary, unit, example configuration and documents, under DESTDIR and PREFIX
-	install -D -m 755 $(CARGO_TARGET_DIR)/release/txrelay $(DESTDIR)$(PREFIX)/bin/txrelay
+install: $(if $(BINARY),,build) ## binary, unit, example configuration and documents, under DESTDIR and PREFIX
+	install -D -m 755 $(or $(BINARY),$(CARGO_TARGET_DIR)/release/txrelay) $(DESTDIR)$(PREFIX)/bin/txrelay
 	install -d -m 755 $(DESTDIR)$(PREFIX)/lib/systemd/system
-	sed 's|/usr/bin/txrelay|$(PREFIX)/bin/txrelay|' 'systemd/txrelay@.service' > '$(DESTDIR)$(PREFIX)/lib/systemd/system/txrelay@.service'
+	sed 's|/usr/bin/txrelay|$(PREFIX)/bin/txrelay|; s|/usr/share/doc|$(PREFIX)/share/doc|' 'systemd/txrelay@.service' > '$(DESTDIR)$(PREFIX)/lib/systemd/system/txrelay@.service'
 	chmod 644 '$(DESTDIR)$(PREFIX)/lib/systemd/system/txrelay@.service'
 	install -D -m 644 systemd/txrelay.sysusers '$(DESTDIR)$(PREFIX)/lib/sysusers.d/txrelay.conf'
 	install -D -m 644 etc/txrelay.toml $(DESTDIR)/etc/txrelay/txrelay.toml.example

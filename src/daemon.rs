@@ -7,24 +7,26 @@ use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded, select, unbounded};
+use crossbeam_channel::{Receiver, bounded, select, tick, unbounded};
 use sha2::{Digest, Sha256};
 
-use crate::config::{Config, Current};
-use crate::core::backoff::Policy;
-use crate::deliver::{Acceptances, Claimer, Flow, Settler, Worker};
+use crate::config::{Config, Current, Refused};
+use crate::deliver::{Acceptances, Claimer, Fill, Flow, Settler, Worker};
 use crate::downstream::Service;
 use crate::ingest::{Consumer, ConsumerParts};
+use crate::ops::exporter::Exporter;
 use crate::ops::health::Health;
 use crate::ops::instance::{self, Instance};
 use crate::ops::metrics::{Identity, Metrics};
+use crate::ops::pulse::Pulses;
 use crate::ops::signals::{self, Asked};
 use crate::ops::spawn::{Exit, spawn};
 use crate::ops::stop::{Stopper, group};
 use crate::ops::throttle::Throttle;
-use crate::ops::{VERSION, exporter, systemd};
+use crate::ops::watchdog::Watchdog;
+use crate::ops::{VERSION, doorman, exporter, logging, systemd};
 use crate::source::{self, TroubleKind};
-use crate::store::{ERROR_KINDS, LeaseTime, Link, Pool, Room};
+use crate::store::{ERROR_KINDS, LeaseTime, Link, Patience, Pool, Room};
 use crate::upkeep::Upkeep;
 
 /// What was last said about the health.
@@ -61,7 +63,34 @@ struct Running {
     exporter: Stopper,
     health: Health,
     metrics: Metrics,
+    /// Of the threads on a transaction's way, by their names.
+    links: Vec<(&'static str, Patience)>,
+    pulses: Pulses,
+    room: Arc<Room>,
+    /// Dropped first at a stop.
+    fill: Fill,
     _instance: Option<Instance>,
+}
+
+/// A statement may take its time; one that takes longer than this is worth a word.
+const SILENCE: Duration = Duration::from_secs(3);
+
+impl Running {
+    /// While PostgreSQL owes an answer its thread waits and can say nothing itself.
+    fn note_silence(&self) {
+        let silence = self.links.iter().filter_map(|(name, link)| Some((link.silence()?, name))).max();
+        match silence.filter(|(silence, _)| *silence > SILENCE) {
+            Some((silence, name)) => {
+                self.metrics.postgres_up.set(0);
+                self.health.wait(
+                    "answers",
+                    "postgres",
+                    format!("PostgreSQL has owed {name} an answer for {} s", silence.as_secs()),
+                );
+            }
+            None => self.health.go("answers", "postgres"),
+        }
+    }
 }
 
 /// Runs a pipeline until a signal asks to stop. An error that carries `ExitWith` names the exit status.
@@ -70,20 +99,25 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let current = Current::new(config);
     let config = current.get();
     let mut running = start(&current)?;
+    let mut said = Said::default();
+    said.say(&running.health, Instant::now());
     systemd::ready();
     log::info!(pipeline = config.name.as_str(); "txrelay {} relays {} to {}", VERSION,
         config.kafka.topics.join(", "), config.downstream.origin());
-    let mut said = Said::default();
+    let mut watchdog = Watchdog::new();
+    let ticks = tick(watchdog.every());
     let failed = loop {
         select! {
             recv(asks) -> asked => match asked {
                 Ok(Asked::Stop) | Err(_) => break None,
-                Ok(Asked::Reload) => log::warn!("this version does not reload its configuration: restart it"),
+                Ok(Asked::Reload) => reload(&current, &running.metrics),
                 Ok(Asked::Dump) => dump(&running),
             },
             recv(running.exits) -> exit => break exit.ok(),
-            default(Duration::from_secs(1)) => {
+            recv(ticks) -> _ => {
+                running.note_silence();
                 said.say(&running.health, Instant::now());
+                watchdog.look(&running.pulses, Instant::now());
             }
         }
     };
@@ -96,7 +130,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     if let Some(error) = &reason {
         log::error!("{error:#}");
     }
-    let stopped = stop(running, config.shutdown_timeout, &asks);
+    let stopped = stop(running, current.get().shutdown_timeout, &asks);
     match reason {
         Some(error) => Err(error),
         None => stopped,
@@ -124,20 +158,30 @@ fn start(current: &Current) -> anyhow::Result<Running> {
     let time = LeaseTime { lease: config.postgres.lease, timeout: config.downstream.timeout };
     let room = Room::new(config.downstream.workers, time);
     let flow = Flow::new();
+    let fill = flow.fill();
     let deadline = Arc::new(OnceLock::new());
     let ((intake, stop_intake), (upkeep, stop_upkeep), (exporter, stop_exporter)) =
         (group(&deadline), group(&deadline), group(&deadline));
     // A thread reports its end once, and main may be busy stopping others then.
     let (ended, exits) = unbounded();
+    let pulses = Pulses::default();
     let mut alive = BTreeSet::new();
     let mut thread = |name: String, work: Box<dyn FnOnce() -> anyhow::Result<()> + Send>| -> anyhow::Result<()> {
         alive.insert(name.clone());
-        spawn(name, &ended, work).map(drop)
+        spawn(name, &ended, &pulses, work).map(drop)
     };
-    let link = |role| Link::new(&config.postgres, &config.name, role);
+    let mut links = Vec::new();
+    let mut link = |role| {
+        let link = Link::new(&config.postgres, &config.name, role);
+        links.push((role, link.patience()));
+        link
+    };
 
-    let (metrics_, health_) = (metrics.clone(), health.clone());
-    thread("exporter".into(), Box::new(move || exporter::run(&listener, &metrics_, &health_, &stop_exporter)))?;
+    let (listening, stop_doorman) = (listener.local_addr()?, stop_exporter.clone());
+    thread("doorman".into(), Box::new(move || doorman::run(listening, &stop_doorman)))?;
+    let exporter_ =
+        Exporter { listener, metrics: metrics.clone(), health: health.clone(), pulses: pulses.clone(), stop: stop_exporter };
+    thread("exporter".into(), Box::new(move || exporter_.run()))?;
 
     let (to_consumer, for_consumer) = bounded(1);
     let (to_claimer, for_claimer) = bounded(1);
@@ -168,19 +212,13 @@ fn start(current: &Current) -> anyhow::Result<Running> {
     thread("settler".into(), Box::new(move || settler.run(&for_settler, &outcomes)))?;
 
     let acceptances = Arc::new(Acceptances::default());
-    let policy = Policy {
-        base: config.retry.base,
-        cap: config.retry.cap,
-        give_up_after: config.retry.give_up_after,
-        probe_cap: config.gate.probe_cap,
-    };
     let said = Arc::new(Mutex::new(Throttle::per_minute()));
     for n in 0..config.downstream.workers {
         let worker = Worker {
             transport: service.transport(),
             acceptances: acceptances.clone(),
             room: room.clone(),
-            policy,
+            config: current.clone(),
             metrics: metrics.clone(),
             said: said.clone(),
             stop: stop_intake.clone(),
@@ -210,7 +248,7 @@ fn start(current: &Current) -> anyhow::Result<Running> {
         config: current.clone(),
         open_deliveries,
         link: link("consumer"),
-        room,
+        room: room.clone(),
         time,
         metrics: metrics.clone(),
         health: health.clone(),
@@ -222,7 +260,7 @@ fn start(current: &Current) -> anyhow::Result<Running> {
     thread("consumer".into(), Box::new(move || consumer.run(&for_consumer)))?;
 
     // What is left of `flow` here would keep threads from ending: it goes out of scope, and with it the last ends of main.
-    Ok(Running { exits, alive, intake, upkeep, exporter, health, metrics, _instance: instance })
+    Ok(Running { exits, alive, intake, upkeep, exporter, health, metrics, links, pulses, room, fill, _instance: instance })
 }
 
 /// The `group.instance.id`: this installation's, so that it has its partitions again at once after a restart, and its topics':
@@ -246,7 +284,8 @@ fn stop(running: Running, time: Duration, asks: &Receiver<Asked>) -> anyhow::Res
     running.health.stopping();
     log::info!("stopping: at most {time:?}");
     // The state file's lock is held to the end.
-    let Running { exits, alive, intake, upkeep, exporter, _instance, .. } = running;
+    let Running { exits, alive, intake, upkeep, exporter, fill, _instance, .. } = running;
+    drop(fill);
     let mut ending = Ending { alive, exits: &exits, asks, began, by, ended: Vec::new(), failed: None };
     intake.stop(by);
     ending.wait_for("consumer and claimer", |name| name == "consumer" || name == "claimer")?;
@@ -255,7 +294,7 @@ fn stop(running: Running, time: Duration, asks: &Receiver<Asked>) -> anyhow::Res
     upkeep.stop(by);
     ending.wait_for("upkeep", |name| name == "upkeep")?;
     exporter.stop(by);
-    ending.wait_for("exporter", |name| name == "exporter")?;
+    ending.wait_for("exporter", |name| name == "exporter" || name == "doorman")?;
     log::info!("stopped: {}", ending.ended.join(", "));
     ending.failed.map_or(Ok(()), Err)
 }
@@ -301,12 +340,49 @@ impl Ending<'_> {
     }
 }
 
+/// SIGHUP: the file again, whole or not at all.
+fn reload(current: &Current, metrics: &Metrics) {
+    systemd::reloading();
+    match current.reload() {
+        Ok(changed) => {
+            metrics.reloaded();
+            logging::set_level(current.get().log.level);
+            if changed.is_empty() {
+                log::info!("configuration reloaded: nothing has changed");
+            } else {
+                log::info!("configuration reloaded: changed {}", changed.join(", "));
+            }
+        }
+        Err(refused) => {
+            metrics.config_last_reload_successful.set(0);
+            match refused {
+                Refused::Problems(problems) => {
+                    problems.to_string().lines().for_each(|problem| log::error!("{problem}"));
+                    let n = problems.count();
+                    let words = if n == 1 { "problem" } else { "problems" };
+                    log::error!("configuration not reloaded, the old one stays: {n} {words}");
+                }
+                Refused::Restart { restart, reload } => {
+                    let also = if reload.is_empty() { String::new() } else { format!("; also changed: {}", reload.join(", ")) };
+                    log::error!(
+                        "configuration not reloaded, the old one stays: only a restart can change {}{also}",
+                        restart.join(", ")
+                    );
+                }
+            }
+        }
+    }
+    systemd::ready();
+}
+
+/// SIGUSR1: what every thread does, how full the queues are, and what is waited for.
 fn dump(running: &Running) {
-    let threads: Vec<&str> = running.alive.iter().map(String::as_str).collect();
-    log::info!(
-        "state: {}; {} requests in flight; threads: {}",
-        running.health.words(),
-        running.metrics.requests_in_flight.get(),
-        threads.join(" ")
-    );
+    log::info!("state: {}; {} requests in flight", running.health.words(), running.metrics.requests_in_flight.get());
+    for line in running.pulses.report(Instant::now()) {
+        log::info!("state: {line}");
+    }
+    let (rows, bytes, most) = running.room.held();
+    log::info!("state: queues: {}; room: {rows} of {most} rows, {bytes} bytes", running.fill.words());
+    let positions = running.metrics.positions();
+    log::info!("state: positions: {}", if positions.is_empty() { "none".to_owned() } else { positions.join(", ") });
 }

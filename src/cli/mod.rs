@@ -15,6 +15,7 @@ use crate::ops::{REVISION, VERSION};
 use crate::store::{Role, Session, StoreError};
 
 mod check_config;
+mod login;
 mod migrate;
 mod run;
 mod status;
@@ -141,7 +142,8 @@ Exit status:
    1  failed, or a check found something   77  not permitted
    2  the command line is wrong            78  wrong configuration, or the name is in use
 
-Signals to run: TERM and INT stop it in order, a second one at once.";
+Signals to run: TERM and INT stop it in order, a second one at once; HUP reads the file again;
+USR1 writes to the log what each thread does.";
 
 /// Which file is meant.
 fn file(config: Option<&Path>, instance: Option<&str>, etc: &Path) -> Result<PathBuf, (Exit, String)> {
@@ -181,9 +183,20 @@ fn load(file: &Path, sets: &[String]) -> Result<Config, Exit> {
     })
 }
 
+/// [`load`] for a command that talks to PostgreSQL: a password of the operator's own takes the place of the file's, which he may
+/// not be able to read.
+fn load_to_connect(file: &Path, sets: &[String]) -> Result<Config, Exit> {
+    let mut sets = sets.to_vec();
+    if login::brings_a_password() {
+        sets.push("postgres.password_file=\"\"".to_owned());
+    }
+    load(file, &sets)
+}
+
 /// A session of a command on the pipeline's schema.
 fn connect(config: &Config, role: &'static str) -> Result<Session, StoreError> {
-    Session::connect(&config.postgres, &Role { pipeline: config.name.clone(), role })
+    let postgres = login::as_environment_says(&config.postgres).map_err(StoreError::NotPermitted)?;
+    Session::connect(&postgres, &Role { pipeline: config.name.clone(), role })
 }
 
 /// Says what failed in PostgreSQL, and which exit code that is.

@@ -13,15 +13,25 @@ pub(super) fn run(file: &Path, sets: &[String]) -> Exit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    logging::init(config.log);
-    match daemon::run(config) {
+    let logging = match logging::start(config.log) {
+        Ok(logging) => logging,
+        Err(error) => {
+            complain(&format!("txrelay: failed to start the log: {error}"));
+            return Exit::Failed;
+        }
+    };
+    #[cfg(feature = "failpoints")]
+    let _scenario = fail::FailScenario::setup();
+    let exit = match daemon::run(config) {
         Ok(()) => Exit::Done,
         Err(error) => {
-            // Already in the log where a thread failed; what failed before any thread ran is said here.
-            complain(&format!("txrelay: {error:#}"));
+            // Not to stderr: nobody may read it, and the end of the process must not wait for that.
+            log::error!("txrelay has failed: {error:#}");
             error
                 .downcast_ref::<ExitWith>()
                 .map_or(Exit::Failed, |exit| if exit.status == 78 { Exit::Config } else { Exit::Failed })
         }
-    }
+    };
+    logging.flush();
+    exit
 }

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::{Exit, connect, load, say, store_failed};
+use super::{Exit, connect, load_to_connect, say, store_failed};
 use crate::store::{ProcessRow, SchemaState, Status, StoreError, schema_state, status as read};
 
 /// One screen, or one JSON object. Exit status 1 when something stands still or a process is silent.
 pub(super) fn status(file: &Path, sets: &[String], as_json: bool) -> Exit {
-    let config = match load(file, sets) {
+    let config = match load_to_connect(file, sets) {
         Ok(config) => config,
         Err(exit) => return exit,
     };

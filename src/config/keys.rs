@@ -145,8 +145,8 @@ const fn key(path: &'static str, kind: Kind, given: Given, doc: &'static str) ->
     Key { path, kind, given, change: Change::Restart, doc, later: None }
 }
 
-const fn reload(key: Key) -> Key {
-    Key { change: Change::Reload, ..key }
+const fn reload(path: &'static str, kind: Kind, given: Given, doc: &'static str) -> Key {
+    Key { path, kind, given, change: Change::Reload, doc, later: None }
 }
 
 const fn later(path: &'static str, what: &'static str) -> Key {
@@ -194,24 +194,24 @@ pub static KEYS: &[Key] = &[
         Unset("\"earliest\""),
         "Where to begin, at the pipeline's very first start only: earliest, latest, committed (where the consumer group\nstands), or a time such as \"2026-11-01T00:00:00Z\". No default where a topic already holds records: txrelay then says\nhow many, and waits for this key.",
     ),
-    key(
+    reload(
         "kafka.on_lost_position",
         Choice(&["continue", "stop"]),
         Default("\"continue\""),
         "When Kafka has deleted records that were not read yet: go on behind the gap, which is recorded and alarmed\n(continue), or leave that partition alone until somebody decides (stop).",
     ),
-    key(
+    reload(
         "kafka.record_max",
         Size(1, 16 * KIB * KIB),
         Default("\"1 MiB\""),
         "Larger records are rejected: kept, not delivered. Key, value and headers count.",
     ),
-    reload(key(
+    reload(
         "kafka.backlog_max",
         Count(0, 1_000_000_000),
         Default("10_000_000"),
         "Open deliveries at which reading stops: Kafka keeps the rest. It goes on at 90 % of them. 0 = no limit.",
-    )),
+    ),
     key(
         "kafka.librdkafka",
         Table,
@@ -229,14 +229,14 @@ pub static KEYS: &[Key] = &[
     key(
         "postgres.url",
         Text,
-        Required("\"postgresql://txrelay@db.internal/txrelay\""),
-        "Connection URL or keyword form. With several hosts the writable one is used. Connect directly or through a pooler in\nsession mode. No password in it: see password_file. This version connects without TLS.",
+        Required("\"postgresql://txrelay@db.internal/txrelay?sslmode=verify-full\""),
+        "Connection URL or keyword form. With several hosts the writable one is used. Connect directly or through a pooler in\nsession mode. No password in it: see password_file. TLS as libpq's words say: sslmode (disable, prefer, require,\nverify-ca, verify-full), sslrootcert (default: the system's trust store), sslcert, sslkey.",
     ),
     key(
         "postgres.password_file",
         Text,
         Default("\"\""),
-        "File with the password. May contain ${CREDENTIALS_DIRECTORY} (LoadCredential= of systemd). Empty: no password.",
+        "File with the password, read at every connect. May contain ${CREDENTIALS_DIRECTORY} (LoadCredential= of systemd).\nEmpty: no password.",
     ),
     key(
         "postgres.schema",
@@ -325,20 +325,20 @@ pub static KEYS: &[Key] = &[
     later("downstream.tls", "its own CA and client certificates"),
     later("downstream.signing", "signed requests"),
     later("downstream.outcomes", "other meanings for statuses"),
-    key(
+    reload(
         "retry.base",
         Period(ms(1), hours(24)),
         Default("\"1s\""),
         "First wait after a transaction's own failure; it doubles by itself.",
     ),
-    key("retry.cap", Period(ms(1), hours(24 * 7)), Default("\"15m\""), "Longest wait between two attempts."),
-    key(
+    reload("retry.cap", Period(ms(1), hours(24 * 7)), Default("\"15m\""), "Longest wait between two attempts."),
+    reload(
         "retry.give_up_after",
         Period(ms(1), hours(24 * 366)),
         Default("\"72h\""),
         "A transaction that has failed by itself for this long is dead: kept, for a person. Outages of the service do not count.",
     ),
-    key(
+    reload(
         "gate.probe_cap",
         Period(ms(1), hours(1)),
         Default("\"30s\""),
@@ -352,7 +352,7 @@ pub static KEYS: &[Key] = &[
         Default("\"127.0.0.1:19470\""),
         "Address and port of /metrics, /livez and /readyz. Each instance needs its own. There is no access control.",
     ),
-    key(
+    reload(
         "log.level",
         Choice(&["error", "warn", "info", "debug", "trace"]),
         Default("\"info\""),
@@ -364,25 +364,25 @@ pub static KEYS: &[Key] = &[
         Default("\"auto\""),
         "journal (structured, under systemd), text, json (one object per line), or auto: journal under systemd, text elsewhere.",
     ),
-    reload(key(
+    reload(
         "retention.delivered",
         Term(hours(1), hours(24 * 36_500)),
         Default("\"90d\""),
         "How long delivered transactions are kept with their attempts, counted from delivery; duplicates, from when they were\nread. An id that was deleted is new when it comes again. \"forever\": nothing is deleted. What is open never is.",
-    )),
-    reload(key(
+    ),
+    reload(
         "retention.dead",
         Term(hours(1), hours(24 * 36_500)),
         Default("\"90d\""),
         "The same for transactions that a person has resolved, counted from then. Dead ones that nobody has resolved stay.",
-    )),
-    reload(key(
+    ),
+    reload(
         "retention.rejected",
         Term(hours(1), hours(24 * 36_500)),
         Default("\"90d\""),
         "The same for rejected records that a person has resolved. Those that nobody has resolved stay.",
-    )),
-    key(
+    ),
+    reload(
         "shutdown.timeout",
         Period(ms(1), hours(1)),
         Default("\"30s\""),

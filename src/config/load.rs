@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::problems::{At, Problem, Problems};
-use super::raw::Written;
+use super::raw::{Value, Written};
 use super::value::show_duration;
-use super::{Config, Downstream, Gate, IdempotencyFormat, Log, LogFormat, Method, Postgres, Retention, Retry};
-use super::{http, kafka, postgres_url, secret};
+use super::{Config, Downstream, Gate, IdempotencyFormat, Log, LogFormat, Method, Password, Postgres, Retention, Retry};
+use super::{http, kafka, postgres_url};
 use crate::core::identify::IdRule;
 
 /// Reads and checks `file`, with `sets` (`key=value`, the command line's) over it and the defaults under it.
@@ -20,7 +20,7 @@ pub fn load(file: &Path, sets: &[String]) -> Result<Config, Problems> {
     let bytes = std::fs::read(file).map_err(|e| alone(format!("cannot be read: {}", super::io_text(&e))))?;
     let text = String::from_utf8(bytes).map_err(|_| alone("is not UTF-8 text".into()))?;
     let mut written = Written::read(&text, sets);
-    let config = whole(file, &mut written);
+    let config = whole(file, sets, &mut written);
     match config {
         Some(config) if written.problems.is_empty() => Ok(config),
         _ => Err(Problems::new(file, written.problems)),
@@ -28,7 +28,7 @@ pub fn load(file: &Path, sets: &[String]) -> Result<Config, Problems> {
 }
 
 /// `None` only together with a problem. Everything is looked at before anything is given up.
-fn whole(file: &Path, w: &mut Written) -> Option<Config> {
+fn whole(file: &Path, sets: &[String], w: &mut Written) -> Option<Config> {
     let name = name(file, w);
     let kafka = kafka::read(w, name.as_deref());
     let transaction_id = transaction_id(w);
@@ -54,12 +54,21 @@ fn whole(file: &Path, w: &mut Written) -> Option<Config> {
             format!("must be at least downstream.timeout + 5s, here \"{right}\": a request in hand must be able to end"),
         );
     }
+    let (name, kafka, postgres) = (name?, kafka?, postgres?);
+    let view = w.view(&[
+        ("name", Value::Text(name.clone())),
+        ("kafka.group", Value::Text(kafka.group.clone())),
+        ("postgres.schema", Value::Text(postgres.schema.clone())),
+        ("postgres.lease", Value::Period(postgres.lease)),
+    ]);
     Some(Config {
         file: file.to_path_buf(),
-        name: name?,
-        kafka: kafka?,
+        sets: sets.to_vec(),
+        view,
+        name,
+        kafka,
         transaction_id: transaction_id?,
-        postgres: postgres?,
+        postgres,
         downstream: downstream?,
         retry: retry?,
         gate: Gate { probe_cap: probe_cap?.0 },
@@ -125,7 +134,12 @@ fn pointer_tokens(pointer: &str) -> Result<Vec<String>, String> {
 fn postgres(w: &mut Written, name: Option<&str>, timeout: Option<Duration>) -> Option<Postgres> {
     let client = w.parsed("postgres.url", postgres_url::parse);
     let password = w.parsed("postgres.password_file", |file| {
-        if file.is_empty() { Ok(None) } else { secret::read(file, |v| std::env::var_os(v)).map(Some) }
+        if file.is_empty() {
+            return Ok(Password::None);
+        }
+        // Read once to find out now what is wrong with it.
+        let password = Password::File(file.to_owned());
+        password.read().map(|_| password)
     });
     let schema = w.computed("postgres.schema", name.map(|n| format!("txrelay_{}", n.replace('-', "_"))), |schema| {
         let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
@@ -152,11 +166,16 @@ fn postgres(w: &mut Written, name: Option<&str>, timeout: Option<Duration>) -> O
         w.refuse("postgres.lease", at, format!("must be more than downstream.timeout + 10s, here more than \"{low}\", better \"{right}\": another process would send what this one is still sending"));
     }
     let pool_size = w.count("postgres.pool_size");
-    let mut client = client?;
-    if let Some(password) = password? {
-        client.password(password);
-    }
-    Some(Postgres { client, schema: schema?, migrate: migrate?, lease: lease?.0, pool_size: pool_size? })
+    let (client, tls) = client?;
+    Some(Postgres {
+        client,
+        tls,
+        password: password?,
+        schema: schema?,
+        migrate: migrate?,
+        lease: lease?.0,
+        pool_size: pool_size?,
+    })
 }
 
 fn downstream(w: &mut Written) -> Option<Downstream> {

@@ -16,6 +16,7 @@ mod http;
 mod kafka;
 pub mod keys;
 mod load;
+mod postgres_tls;
 mod postgres_url;
 mod problems;
 mod raw;
@@ -23,16 +24,23 @@ mod secret;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod value;
+mod view;
 
-pub use current::Current;
+pub use current::{Current, Refused};
 pub use load::load;
+pub use postgres_tls::{ClientCertificate, PostgresTls, TlsMode};
 pub use problems::{Problems, visible};
+pub use view::{Effective, Source, View};
 
 /// A pipeline's whole configuration, checked. `etc/txrelay.toml` names the keys.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The file it came from.
     pub file: PathBuf,
+    /// What the command line said before it.
+    pub sets: Vec<String>,
+    /// Every key, as it was read.
+    pub view: View,
     /// `name`: recorded in the schema.
     pub name: String,
     /// `[kafka]`
@@ -103,8 +111,12 @@ pub struct Kafka {
 /// `[postgres]`
 #[derive(Clone)]
 pub struct Postgres {
-    /// Hosts, user, database, password; application name and session settings are added by `store`.
+    /// Hosts, user, database; application name, password and session settings are added by `store`.
     pub client: postgres::Config,
+    /// `sslmode` and the rest of libpq's words about TLS.
+    pub tls: PostgresTls,
+    /// Where the password comes from.
+    pub password: Password,
     /// Quoted where used.
     pub schema: String,
     /// Whether `run` may change the schema.
@@ -115,10 +127,37 @@ pub struct Postgres {
     pub pool_size: u32,
 }
 
+/// Where PostgreSQL's password comes from. A file is read again at every connect: a new password needs no restart.
+#[derive(Clone, Default)]
+pub enum Password {
+    /// The server asks for none.
+    #[default]
+    None,
+    /// `postgres.password_file`, as written.
+    File(String),
+    /// This one, found by a command in PGPASSFILE.
+    Given(Vec<u8>),
+}
+
+impl Password {
+    /// The password as it is now; `None` where there is none.
+    ///
+    /// # Errors
+    /// One sentence about the file, without any of its content.
+    pub fn read(&self) -> Result<Option<Vec<u8>>, String> {
+        match self {
+            Self::None => Ok(None),
+            Self::Given(password) => Ok(Some(password.clone())),
+            Self::File(path) => secret::read(path, |variable| std::env::var_os(variable)).map(Some),
+        }
+    }
+}
+
 impl std::fmt::Debug for Postgres {
-    /// Without the client: it holds a password.
+    /// Without client and password: no secret is printed.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Postgres")
+            .field("tls", &self.tls)
             .field("schema", &self.schema)
             .field("migrate", &self.migrate)
             .field("lease", &self.lease)
@@ -127,6 +166,12 @@ impl std::fmt::Debug for Postgres {
 }
 
 impl Postgres {
+    /// What `client` reaches, without TLS and password, and with all defaults: for tests and tools.
+    pub fn plain(client: postgres::Config, schema: &str, lease: Duration) -> Self {
+        let tls = PostgresTls { mode: TlsMode::Disable, ..PostgresTls::default() };
+        Self { client, tls, password: Password::None, schema: schema.to_owned(), migrate: true, lease, pool_size: 2 }
+    }
+
     /// Hosts, ports and database, for people: no user and no password.
     pub fn place(&self) -> String {
         let client = &self.client;

@@ -1,18 +1,24 @@
 //! `postgres.url`: words that the `postgres` crate does not know, or that txrelay sets itself, are found first, because
 //! the crate's own messages name neither the remedy nor always only the word.
 
-use postgres::config::{Config, TargetSessionAttrs};
+use postgres::config::{Config, Host, TargetSessionAttrs};
 
-/// A connection string in URL or keyword form, checked. Always asks for a writable server.
+use super::postgres_tls::{PostgresTls, TlsMode, TlsWords};
+
+/// A connection string in URL or keyword form, checked, and what its words about TLS mean. Always asks for a writable server.
 ///
 /// # Errors
-/// One sentence, which never repeats any of it but the names of libpq's own words.
-pub(super) fn parse(text: &str) -> Result<Config, String> {
+/// One sentence, which never repeats any of it but the names of libpq's own words, and the names of files.
+pub(super) fn parse(text: &str) -> Result<(Config, PostgresTls), String> {
     let words = words(text).ok_or(FORM)?;
+    let mut tls = TlsWords::default();
     for (word, value) in &words {
-        check_word(word, value)?;
+        match tls.place(word) {
+            Some(place) => *place = Some(value.clone()),
+            None => check_word(word)?,
+        }
     }
-    let mut config: Config = text.parse().map_err(|_| FORM)?;
+    let mut config: Config = without_tls(text, &words).parse().map_err(|_| FORM)?;
     let n_hosts = config.get_hosts().len().max(config.get_hostaddrs().len());
     if config.get_password().is_some() {
         return Err(PASSWORD.into());
@@ -29,33 +35,55 @@ pub(super) fn parse(text: &str) -> Result<Config, String> {
     {
         return Err("must name as many addresses (hostaddr) as hosts".into());
     }
+    if config.get_hosts().is_empty() {
+        // An address is a name, too: certificates may hold it.
+        for address in config.get_hostaddrs().to_vec() {
+            config.host(&address.to_string());
+        }
+    }
+    let tls = tls.mean()?;
+    let n_sockets = config.get_hosts().iter().filter(|host| matches!(host, Host::Unix(_))).count();
+    if n_sockets > 0 && n_sockets < n_hosts {
+        return Err("names sockets and hosts together: name sockets only, or hosts only".into());
+    }
+    if n_sockets > 0 && !matches!(tls.mode, TlsMode::Disable | TlsMode::Prefer) {
+        return Err("asks for TLS over a socket of this machine, where there is none: take sslmode out".into());
+    }
     config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-    Ok(config)
+    Ok((config, tls))
+}
+
+/// The connection string without the words about TLS: the crate rejects some of them.
+fn without_tls(text: &str, words: &[(String, String)]) -> String {
+    let about_tls = |word: &str| TlsWords::default().place(word).is_some();
+    if text.contains("://") {
+        let after_user = text.find('@').map_or(0, |at| at + 1);
+        let Some((base, query)) = text[after_user..].split_once('?') else { return text.to_owned() };
+        let rest = query.split('&').filter(|pair| !about_tls(&decode(pair.split('=').next().unwrap_or_default())));
+        return format!("{}{base}?{}", &text[..after_user], rest.collect::<Vec<_>>().join("&"));
+    }
+    let quote = |value: &str| format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
+    let rest = words.iter().filter(|(word, _)| !about_tls(word));
+    rest.map(|(word, value)| format!("{word}={}", quote(value))).collect::<Vec<_>>().join(" ")
 }
 
 const FORM: &str =
     "must be a connection URL such as \"postgresql://user@host:5432/database\", or \"host=... user=... dbname=...\"";
 const PASSWORD: &str = "holds a password, which goes into a file that postgres.password_file names: take it out";
 
-fn check_word(word: &str, value: &str) -> Result<(), String> {
+fn check_word(word: &str) -> Result<(), String> {
     match word {
         "password" | "sslpassword" => Err(PASSWORD.into()),
-        "sslmode" => match value {
-            "disable" | "prefer" => Ok(()),
-            "require" | "verify-ca" | "verify-full" => {
-                Err(format!("asks for sslmode={value}, and this version does not have TLS to PostgreSQL yet: take it out"))
-            }
-            _ => Err("holds an sslmode that this version does not have: disable and prefer both connect without TLS".into()),
-        },
-        "sslrootcert" | "sslcert" | "sslkey" | "sslcrl" | "sslcrldir" | "sslnegotiation" | "channel_binding" | "requiressl" => {
-            Err(format!("holds {word}, and this version does not have TLS to PostgreSQL yet: take it out"))
+        "sslcrl" | "sslcrldir" | "sslnegotiation" | "requiressl" | "gssencmode" => {
+            Err(format!("holds {word}, which is not supported: take it out (sslmode, sslrootcert, sslcert, sslkey are)"))
         }
         "target_session_attrs" | "application_name" | "options" => Err(format!("holds {word}, which txrelay sets itself: take it out")),
         "user" | "dbname" | "host" | "hostaddr" | "port" | "connect_timeout" | "tcp_user_timeout" | "keepalives" | "keepalives_idle"
-        | "keepalives_interval" | "keepalives_retries" | "load_balance_hosts" => Ok(()),
+        | "keepalives_interval" | "keepalives_retries" | "load_balance_hosts" | "channel_binding" => Ok(()),
         // What stands there may be anything, a piece of a password too: it is not repeated.
         _ => Err("holds a word that is not supported; user, dbname, host, hostaddr, port, connect_timeout, tcp_user_timeout, keepalives, \
-                  keepalives_idle, keepalives_interval, keepalives_retries, load_balance_hosts and sslmode are"
+                  keepalives_idle, keepalives_interval, keepalives_retries, load_balance_hosts, channel_binding, sslmode, sslrootcert, \
+                  sslcert and sslkey are"
             .into()),
     }
 }

@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::keys::{self, Given, Key, Kind};
 use super::problems::{At, Problem};
 use super::value::{parse_duration, parse_size, show_duration, show_size};
+use super::view::{Effective, View};
 
 /// A value of the type of its key.
 #[derive(Debug, Clone)]
@@ -24,6 +25,26 @@ pub(super) enum Value {
     List(Vec<(String, At)>),
     /// In the order of the file.
     Table(Vec<(String, String, At)>),
+}
+
+impl Value {
+    /// As it would stand in the file.
+    fn to_toml(&self) -> String {
+        let quoted = |text: &str| toml::Value::from(text).to_string();
+        match self {
+            Self::Text(text) => quoted(text),
+            Self::Bool(value) => value.to_string(),
+            Self::Count(n) => n.to_string(),
+            Self::Period(time) | Self::Term(Some(time)) => quoted(&show_duration(*time)),
+            Self::Term(None) => quoted("forever"),
+            Self::Size(bytes) => quoted(&show_size(*bytes)),
+            Self::List(items) => format!("[{}]", items.iter().map(|(item, _)| quoted(item)).collect::<Vec<_>>().join(", ")),
+            Self::Table(entries) => {
+                let entries = entries.iter().map(|(name, value, _)| format!("{} = {}", quoted(name), quoted(value)));
+                format!("{{ {} }}", entries.collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
 }
 
 /// All that was written, and all that is wrong with it so far.
@@ -101,6 +122,19 @@ impl Written {
         let Given::Default(text) = key.given else { return None };
         let value = DeValue::parse(text).expect("defaults are TOML, by test");
         Some((convert(key, value.get_ref(), At::File, &|_| At::File).expect("defaults fit their keys, by test"), At::File))
+    }
+
+    /// What every key comes to; `computed` are those that follow from others.
+    pub fn view(&mut self, computed: &[(&'static str, Value)]) -> View {
+        let mut values = BTreeMap::new();
+        for key in keys::KEYS.iter().filter(|key| key.later.is_none()) {
+            let found = self.get(key.path);
+            let source = found.as_ref().map_or(At::File, |(_, at)| *at).into();
+            let computed = || computed.iter().find(|(path, _)| *path == key.path).map(|(_, value)| value.clone());
+            let value = found.map(|(value, _)| value).or_else(computed);
+            values.insert(key.path, Effective { value: value.as_ref().map(Value::to_toml), source });
+        }
+        View::new(values)
     }
 
     /// Whether the key stands in the file or on the command line.

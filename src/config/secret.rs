@@ -14,6 +14,9 @@ const MAX_BYTES: u64 = 64 * 1024;
 /// # Errors
 /// One sentence: no such file, not a file, empty, or open to others. It never holds any of the content.
 pub(super) fn read(path: &str, env: impl Fn(&str) -> Option<OsString>) -> Result<Vec<u8>, String> {
+    if is_hidden(path, &env) {
+        return Ok(Vec::new());
+    }
     let path = expand(path, env)?;
     let shown = path.display();
     let failed = |e: std::io::Error| match e.kind() {
@@ -53,7 +56,16 @@ pub(super) fn read(path: &str, env: impl Fn(&str) -> Option<OsString>) -> Result
 
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
-fn expand(path: &str, env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, String> {
+/// Whether a file is a credential that systemd shows to the main process only, and this is not it. Seen with systemd 252 and this
+/// unit's sandbox: what an ExecReload= runs to check the file (MAINPID is set for it) cannot judge credentials; the daemon does
+/// that when it reads the file itself.
+pub(super) fn is_hidden(path: &str, env: impl Fn(&str) -> Option<OsString>) -> bool {
+    let is_control_process = env("MAINPID").is_some() && path.contains(CREDENTIALS);
+    is_control_process && expand(path, env).is_ok_and(|path| std::fs::metadata(path).is_err())
+}
+
+/// The path with `${CREDENTIALS_DIRECTORY}` replaced.
+pub(super) fn expand(path: &str, env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, String> {
     let variable = format!("${{{CREDENTIALS}}}");
     let path = if path.contains(&variable) {
         let Some(folder) = env(CREDENTIALS).and_then(|f| f.into_string().ok()).filter(|f| !f.is_empty()) else {
@@ -124,6 +136,9 @@ mod tests {
         let path = "${CREDENTIALS_DIRECTORY}/pg";
         assert_eq!(read(path, |_| Some(folder.path().as_os_str().to_owned())), Ok(b"hunter2".to_vec()));
         assert!(read(path, |_| None).expect_err("not set").contains("LoadCredential="));
+        let reloading = |name: &str| Some(if name == "MAINPID" { "1".into() } else { "/nonexistent".into() });
+        assert_eq!(read(path, reloading), Ok(Vec::new()), "systemd shows them to the main process only");
+        assert!(read("/nonexistent/pg", reloading).is_err(), "any other file is there for all");
         assert!(read("${HOME}/pg", |_| None).expect_err("other variable").contains("only ${CREDENTIALS_DIRECTORY}"));
         assert!(read("pg", |_| None).expect_err("relative").contains("absolute"));
         assert!(read("/nonexistent/pg", |_| None).expect_err("missing").contains("/nonexistent/pg cannot be read: No such file"));

@@ -10,6 +10,7 @@ use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::ops::stop::Stop;
 use crate::ops::throttle::Throttle;
+use crate::ops::{failpoint, pulse};
 use crate::store::{CLAIM_LIMITS, Claimant, Claims, Floor, LeaseTime, Leased, Link, ProcessId, Room, StoreError};
 
 /// The longest time without a look, whatever the load: a lost wake-up costs a second, not a delivery. Somewhat less than the
@@ -46,6 +47,7 @@ impl Claimer {
 
     /// Works until told to stop. `process` comes once upkeep has opened the store.
     pub fn run(mut self, process: &Receiver<ProcessId>, wake: &Receiver<()>, handoff: &Sender<Leased>) -> anyhow::Result<()> {
+        pulse::at("waiting for the store", None);
         let process = select! {
             recv(process) -> process => match process {
                 Ok(process) => process,
@@ -58,6 +60,9 @@ impl Claimer {
         let mut throttle = Throttle::per_minute();
         let mut rest = Duration::ZERO;
         loop {
+            // `rest` is at most `poll`, which is an hour in a test.
+            pulse::at("waiting until something is due", pulse::PROMPT.map(|bound| bound + self.poll));
+            failpoint("thread-claimer");
             // The token is taken before the look: what becomes due during the look leaves another one.
             select! {
                 recv(self.stop.signal()) -> _ => return Ok(()),
@@ -69,6 +74,7 @@ impl Claimer {
                 rest = Duration::from_millis(100);
                 continue;
             }
+            pulse::at("claiming", pulse::REMOTE);
             rest = match self.turn(process, &mut floor, handoff) {
                 Ok(rest) => {
                     self.health.go("claimer", "postgres");
@@ -81,6 +87,7 @@ impl Claimer {
                         log::warn!("failed to claim, will try again: {error}{note}");
                     }
                     self.health.wait("claimer", "postgres", format!("PostgreSQL: {error}"));
+                    pulse::at("waiting to claim again", pulse::PROMPT);
                     if self.stop.wait(self.link.pause(rand::random())) {
                         return Ok(());
                     }

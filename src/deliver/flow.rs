@@ -1,7 +1,7 @@
 //! Every channel between the threads, its size, and why.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -23,7 +23,41 @@ pub struct Flow {
     pub unsettled: Arc<AtomicBool>,
 }
 
+/// How full the channels are, for people. It holds ends of them, and must be dropped before a stop: a thread whose partner
+/// has ended would wait for this one.
+#[derive(Debug)]
+pub struct Fill {
+    handoff: Receiver<Leased>,
+    outcomes: Receiver<Settlement>,
+    wake: Receiver<()>,
+    unsettled: Arc<AtomicBool>,
+}
+
+impl Fill {
+    /// One line.
+    pub fn words(&self) -> String {
+        let of = |len: usize, capacity: Option<usize>| format!("{len} of {}", capacity.unwrap_or_default());
+        format!(
+            "handoff {}, outcomes {}, wake {}{}",
+            of(self.handoff.len(), self.handoff.capacity()),
+            of(self.outcomes.len(), self.outcomes.capacity()),
+            of(self.wake.len(), self.wake.capacity()),
+            if self.unsettled.load(Ordering::Acquire) { ", outcomes are kept that PostgreSQL does not have" } else { "" }
+        )
+    }
+}
+
 impl Flow {
+    /// To look into the channels while they are used.
+    pub fn fill(&self) -> Fill {
+        Fill {
+            handoff: self.handoff.1.clone(),
+            outcomes: self.outcomes.1.clone(),
+            wake: self.wake.1.clone(),
+            unsettled: self.unsettled.clone(),
+        }
+    }
+
     /// Empty.
     #[expect(clippy::new_without_default, reason = "it is no value, it is the wiring of one process")]
     pub fn new() -> Self {

@@ -11,6 +11,6 @@ mod worker;
 
 pub use acceptances::Acceptances;
 pub use claimer::Claimer;
-pub use flow::Flow;
+pub use flow::{Fill, Flow};
 pub use settler::Settler;
 pub use worker::Worker;

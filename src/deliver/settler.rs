@@ -10,6 +10,7 @@ use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::ops::stop::Stop;
 use crate::ops::throttle::Throttle;
+use crate::ops::{failpoint, pulse};
 use crate::store::{Link, ProcessId, Settlement, StoreError};
 
 /// Beyond 500 rows a batch gains nothing (25x from 1 to 500, 1.2x from there; reference measurements on PostgreSQL 15).
@@ -34,6 +35,7 @@ pub struct Settler {
 impl Settler {
     /// Works until all workers are gone and everything is written, or the stop's deadline has passed.
     pub fn run(mut self, process: &Receiver<ProcessId>, outcomes: &Receiver<Settlement>) -> anyhow::Result<()> {
+        pulse::at("waiting for the store", None);
         let process = select! {
             recv(process) -> process => process.unwrap_or_default(),
             // Stopped before the store was open: then nothing was leased either.
@@ -42,7 +44,14 @@ impl Settler {
         let mut throttle = Throttle::per_minute();
         let mut batch = Vec::with_capacity(BATCH);
         while collect(outcomes, &mut batch) {
+            pulse::at("writing outcomes", pulse::REMOTE);
+            failpoint("thread-settler");
             self.write(process, &mut batch, &mut throttle)?;
+            // Not after the first batch: the rows of those that still wait may be due again, and a claim would send them twice.
+            // It comes to this soon, because without claims nothing fresh is born leased either.
+            if outcomes.is_empty() {
+                self.unsettled.store(false, Ordering::Release);
+            }
         }
         Ok(())
     }
@@ -52,7 +61,6 @@ impl Settler {
         loop {
             let error = match self.settle(process, batch, throttle) {
                 Ok(stale) => {
-                    self.unsettled.store(false, Ordering::Release);
                     self.health.go("settler", "postgres");
                     self.metrics.settles_stale_total.inc_by(stale as u64);
                     self.metrics.batch_rows.with_label_values(&["settle"]).observe(batch.len() as f64);
@@ -73,6 +81,7 @@ impl Settler {
                 "gave up writing {} outcomes at the end of shutdown.timeout: their leases end, and they are sent again",
                 batch.len()
             );
+            pulse::at("waiting to write outcomes again", pulse::PROMPT);
             // The signal ends this wait once; from then on short waits up to the deadline: outcomes are flushed during a stop.
             if self.stop.is_stopping() {
                 std::thread::sleep(Duration::from_millis(100));
@@ -85,6 +94,7 @@ impl Settler {
     /// One batch; one that PostgreSQL refuses is halved until the culprit is alone. It settles without its text; if that is
     /// refused too (somebody changed rows by hand), it is left to its lease, loudly, so that it cannot hold up the others.
     fn settle(&mut self, process: ProcessId, batch: &[Settlement], throttle: &mut Throttle) -> Result<usize, StoreError> {
+        pulse::at("writing outcomes", pulse::REMOTE);
         let reason = match self.link.run(|session| session.settle(process, batch)) {
             Err(StoreError::Value(reason) | StoreError::Constraint(reason)) => reason,
             other => return other,
@@ -109,6 +119,7 @@ impl Settler {
 
 /// Fills a batch: up to 500, or what comes within 5 ms of the first. `false`: nobody is left to send.
 fn collect(outcomes: &Receiver<Settlement>, batch: &mut Vec<Settlement>) -> bool {
+    pulse::at("waiting for outcomes", None);
     let Ok(first) = outcomes.recv() else { return false };
     batch.push(first);
     let until = Instant::now() + LINGER;

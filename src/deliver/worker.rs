@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::acceptances::Acceptances;
+use crate::config::{Config, Current};
 use crate::core::backoff::Policy;
 use crate::core::fault::{Attempted, Next, decide, whose};
 use crate::core::outcome::{Outcome, Sent, classify_failure, classify_status, parse_retry_after};
@@ -14,6 +15,7 @@ use crate::downstream::{Answer, Delivery, Transport};
 use crate::ops::metrics::Metrics;
 use crate::ops::stop::Stop;
 use crate::ops::throttle::Throttle;
+use crate::ops::{failpoint, pulse};
 use crate::store::{Leased, Room, Settled, Settlement, Tried};
 
 /// One of the pool.
@@ -24,8 +26,8 @@ pub struct Worker {
     pub acceptances: Arc<Acceptances>,
     /// Learns how long requests take.
     pub room: Arc<Room>,
-    /// Waits and budget.
-    pub policy: Policy,
+    /// Waits and budget, as last reloaded.
+    pub config: Current,
     /// Series.
     pub metrics: Metrics,
     /// What was said lately; shared by all workers.
@@ -37,7 +39,12 @@ pub struct Worker {
 impl Worker {
     /// Works until the consumer and the claimer are gone and `handoff` is empty.
     pub fn run(mut self, handoff: &Receiver<Leased>, outcomes: &Sender<Settlement>) -> anyhow::Result<()> {
-        while let Ok(mut leased) = handoff.recv() {
+        let bound = Some(self.config.get().downstream.timeout + Duration::from_secs(10));
+        loop {
+            pulse::at("waiting for a delivery", None);
+            let Ok(mut leased) = handoff.recv() else { return Ok(()) };
+            pulse::at("sending", bound);
+            failpoint("thread-worker");
             // Room bounds what waits for a worker; this one waits no longer.
             leased.slot = None;
             let what = if self.stop.is_stopping() || Instant::now() >= leased.deadline {
@@ -47,12 +54,12 @@ impl Worker {
                 self.attempt(&leased)
             };
             let settlement = Settlement { id: leased.id, lease: leased.lease, attempt: leased.attempt, what };
+            pulse::at("waiting for the settler", None);
             if outcomes.send(settlement).is_err() {
                 anyhow::ensure!(self.stop.is_stopping(), "the settler is gone");
                 return Ok(());
             }
         }
-        Ok(())
     }
 
     fn attempt(&mut self, leased: &Leased) -> Settled {
@@ -93,7 +100,7 @@ impl Worker {
     }
 
     fn follow(&self, leased: &Leased, tried: Tried, attempted: &Attempted) -> Settled {
-        let next = decide(attempted, &self.policy, rand::random());
+        let next = decide(attempted, &policy(&self.config.get()), rand::random());
         let status = tried.status.map_or_else(|| "-".to_owned(), |status| status.to_string());
         log::debug!(id = leased.transaction_id.as_str(), attempt = leased.attempt, outcome = tried.outcome.label(), status = status.as_str();
             "attempt of {}", leased.transaction_id);
@@ -116,6 +123,11 @@ impl Worker {
         log::error!(id = id, attempt = attempt, reason = reason, status = status;
             "transaction {id} is dead ({reason}, attempt {attempt}, status {status}): a person has to decide{note}");
     }
+}
+
+fn policy(config: &Config) -> Policy {
+    let retry = config.retry;
+    Policy { base: retry.base, cap: retry.cap, give_up_after: retry.give_up_after, probe_cap: config.gate.probe_cap }
 }
 
 /// What an answer is, and what the service asked for.

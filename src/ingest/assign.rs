@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::consumer::{Consumer, Held, Leave};
 use crate::config::{OnLostPosition, Start};
 use crate::core::record::TopicPartition;
+use crate::ops::pulse;
 use crate::source::{MessageSource, SourceError, TopicInfo, Watermarks};
 use crate::store::{Gap, Position, StoreError};
 
@@ -43,6 +44,7 @@ impl Consumer {
     /// Begins to read partitions that the group has assigned, at PostgreSQL's positions. What cannot be read yet is parked
     /// and tried again, after waits that grow; one partition without a leader must not keep the others.
     pub(super) fn take_up(&mut self, source: &mut dyn MessageSource, partitions: &[TopicPartition]) -> Option<Leave> {
+        pulse::at("taking partitions up", pulse::REMOTE);
         let ready = self.positions_to_read(source, partitions).unwrap_or_else(|unready| {
             self.say_unready(unready);
             Vec::new()
@@ -113,6 +115,8 @@ impl Consumer {
         let mut wanted = Vec::new();
         let mut logs = HashMap::new();
         for at in partitions {
+            // One request a partition, and there may be many.
+            pulse::at("taking partitions up", pulse::REMOTE);
             let log = match source.watermarks(&at, REQUEST) {
                 Ok(log) => log,
                 Err(error) => {
@@ -163,7 +167,8 @@ impl Consumer {
         let mut offsets = Vec::new();
         let mut present = 0;
         for at in partitions {
-            let offset = match self.config.kafka.start {
+            pulse::at("taking partitions up", pulse::REMOTE);
+            let offset = match self.config.get().kafka.start {
                 Some(start) => source.resolve(&at, start, REQUEST)?,
                 None => {
                     let log = source.watermarks(&at, REQUEST)?;
@@ -218,7 +223,7 @@ impl Consumer {
     fn lose(&mut self, position: Position, offset: i64, gap: Gap, id: Option<Uuid>) -> Result<Option<Position>, Unready> {
         let at = position.at.clone();
         let what = format!("{}/{}: position {} has left the log ({})", at.topic, at.partition, position.next_offset, gap.reason);
-        if self.config.kafka.on_lost_position == OnLostPosition::Stop {
+        if self.config.get().kafka.on_lost_position == OnLostPosition::Stop {
             if let Some(note) = self.throttle.admit("lost position", Instant::now()) {
                 log::error!(
                     "{what}; kafka.on_lost_position = \"stop\": this partition is not read until it is \"continue\"{note}"

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, select};
 
 use super::batch::Reading;
-use crate::config::{Config, Current};
+use crate::config::Current;
 use crate::core::backlog;
 use crate::core::record::TopicPartition;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
+use crate::ops::{failpoint, pulse};
 use crate::source::{MessageSource, Polled, SourceError, Trouble};
 use crate::store::{LeaseTime, Leased, Link, Position, ProcessId, Room, StoreError, Topics, Writer};
 
@@ -38,7 +39,7 @@ const WATERMARK: Duration = Duration::from_secs(2);
 
 /// Reads, commits, hands over.
 pub struct Consumer {
-    pub(super) config: Arc<Config>,
+    pub(super) config: Current,
     pub(super) link: Link,
     pub(super) room: Arc<Room>,
     pub(super) time: LeaseTime,
@@ -59,7 +60,6 @@ pub struct Consumer {
     pub(super) parked_until: (Instant, Duration),
     /// When all topics were last found, by their ids.
     pub(super) described_at: Option<Instant>,
-    current: Current,
     open_deliveries: Arc<AtomicI64>,
     /// Reading stands still because too much is open: the source is paused.
     pub(super) backlog_full: bool,
@@ -69,7 +69,7 @@ pub struct Consumer {
 
 /// What the consumer is made of.
 pub struct Parts {
-    /// The pipeline.
+    /// The pipeline, as last reloaded.
     pub config: Current,
     /// Open deliveries as last counted, negative before the first count: too many stop reading.
     pub open_deliveries: Arc<AtomicI64>,
@@ -111,10 +111,9 @@ pub(super) enum Leave {
 impl Consumer {
     /// Reads nothing yet.
     pub fn new(parts: Parts) -> Self {
-        let Parts { config: current, open_deliveries, link, room, time, metrics, health, stop, handoff, wake, open } = parts;
+        let Parts { config, open_deliveries, link, room, time, metrics, health, stop, handoff, wake, open } = parts;
         Self {
-            config: current.get(),
-            current,
+            config,
             open_deliveries,
             backlog_full: false,
             link,
@@ -141,6 +140,7 @@ impl Consumer {
 
     /// Works until told to stop. `process` comes once upkeep has opened the store: no group is joined before that.
     pub fn run(mut self, process: &Receiver<ProcessId>) -> anyhow::Result<()> {
+        pulse::at("waiting for the store", None);
         select! {
             recv(process) -> process => match process {
                 Ok(process) => self.process = process,
@@ -150,6 +150,7 @@ impl Consumer {
             recv(self.stop.signal()) -> _ => return Ok(()),
         }
         loop {
+            pulse::at("joining the group", pulse::REMOTE);
             let why = match (self.open)() {
                 Ok(mut source) => {
                     let began = Instant::now();
@@ -163,6 +164,7 @@ impl Consumer {
                     let deadline = self.stop.deadline().map_or(Duration::from_secs(5), |by| {
                         by.saturating_duration_since(Instant::now()).min(Duration::from_secs(5))
                     });
+                    pulse::at("leaving the group", pulse::REMOTE);
                     source.close(deadline);
                     match left? {
                         Leave::Stop => return Ok(()),
@@ -179,6 +181,7 @@ impl Consumer {
             }
             self.health.wait("consumer", "kafka", format!("starting over: {why}"));
             let pause = Duration::from_millis(200).saturating_mul(1 << self.failures.min(7)).min(Duration::from_secs(20));
+            pulse::at("waiting to start over", pulse::PROMPT.map(|bound| bound + pause));
             if self.stop.wait(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)) {
                 return Ok(());
             }
@@ -197,6 +200,8 @@ impl Consumer {
             return Ok(leave);
         }
         loop {
+            pulse::at("waiting for records", Some(Duration::from_secs(60)));
+            failpoint("thread-consumer");
             if self.stop.is_stopping() {
                 return Ok(self.commit(source).unwrap_or(Leave::Stop));
             }
@@ -255,7 +260,7 @@ impl Consumer {
     /// Stops reading while too much is open, and goes on when less is. The source is polled all the same, so that the group
     /// keeps this process; Kafka keeps the records.
     fn heed_backlog(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
-        let (open, max) = (self.open_deliveries.load(Ordering::Relaxed), self.current.get().kafka.backlog_max);
+        let (open, max) = (self.open_deliveries.load(Ordering::Relaxed), self.config.get().kafka.backlog_max);
         let full = backlog::is_full(self.backlog_full, open, max);
         if full {
             let words = format!(
@@ -362,6 +367,7 @@ impl Consumer {
 
     /// Every few seconds: read positions back, compare topic ids, move quiet partitions over markers.
     fn check(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
+        pulse::at("checking positions", pulse::REMOTE);
         if self.described_at.is_none_or(|at| at.elapsed() >= DESCRIBE)
             && let Some(leave) = self.compare_topic_ids(source)
         {

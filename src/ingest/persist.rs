@@ -6,6 +6,7 @@ use super::batch::{Extents, extents, sort_out};
 use super::consumer::{Consumer, Leave};
 use crate::core::identify::Reason;
 use crate::core::record::TopicPartition;
+use crate::ops::pulse;
 use crate::source::{MessageSource, Polled};
 use crate::store::{Advance, Batch, Ingested, Leased, Position, Reservation, StoreError};
 
@@ -41,7 +42,8 @@ impl Consumer {
         let incarnation = |at: &TopicPartition| {
             self.held.get(at).and_then(|held| held.position.as_ref()).map_or(0, |position| position.incarnation)
         };
-        let (candidates, rejects) = sort_out(records, &self.config.transaction_id, self.config.kafka.record_max, incarnation);
+        let config = self.config.get();
+        let (candidates, rejects) = sort_out(records, &config.transaction_id, config.kafka.record_max, incarnation);
         let mut pending =
             Pending { batch: Batch { candidates, rejects, advances, lease: None }, began: Instant::now(), reservation: None };
         let done = match self.persist(source, &mut pending) {
@@ -87,6 +89,7 @@ impl Consumer {
         // Whether the last try may have been committed without our knowing.
         let mut in_doubt = false;
         let done = loop {
+            pulse::at("writing records", pulse::REMOTE);
             let tried = if in_doubt { self.look_after_lost_commit(pending)? } else { self.try_once(pending) };
             match tried {
                 Tried::Done(done) => break done,
@@ -104,10 +107,12 @@ impl Consumer {
                     self.store_trouble(&error);
                 }
             }
+            pulse::at("waiting to write records again", pulse::PROMPT);
             if self.stop.wait(self.link.pause(rand::random())) {
                 // Nothing is lost: what was not committed is read again.
                 return Err(Leave::Stop);
             }
+            pulse::at("staying in the group", pulse::REMOTE);
             if first.elapsed() >= PAUSE_AFTER {
                 if !paused {
                     source.pause();

@@ -7,73 +7,153 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use log::kv::{self, Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use simplelog::{ColorChoice, ConfigBuilder, TermLogger, TerminalMode};
+use simplelog::{ColorChoice, ConfigBuilder, TermLogger, TerminalMode, WriteLogger};
 use systemd_journal_logger::{JournalLog, connected_to_journal};
 
+use super::log_queue::{Line, Owned, Queue, Sink};
 use crate::config::{self, LogFormat, visible};
 use crate::ops::throttle::Throttle;
 
-/// Sets the process's log up. The first call of a process counts; in tests there may be more.
-pub fn init(log: config::Log) {
+/// The process's log while `run` runs.
+pub struct Logging(Queue);
+
+impl Logging {
+    /// Waits until what was logged is written, for a second at most. The last thing that a process does.
+    pub fn flush(&self) {
+        self.0.flush();
+    }
+}
+
+/// Sets the process's log up, with the thread that writes it; a panic becomes a line of it too (std's own hook would wait
+/// for whoever reads stderr). The first call of a process counts.
+pub fn start(log: config::Log) -> std::io::Result<Logging> {
     let journal = match log.format {
         LogFormat::Journal => true,
         LogFormat::Auto => connected_to_journal(),
         LogFormat::Text | LogFormat::Json => false,
     };
     let mut trouble = None;
-    let sink = match log.format {
-        LogFormat::Json => Sink::Json,
+    let (sink, format) = match log.format {
+        LogFormat::Json => (Sink::stderr()?, Format::Json),
         _ if journal => match JournalLog::new() {
-            Ok(log) => Sink::Journal(log),
+            Ok(log) => (Sink::Journal(log), Format::Record),
             Err(e) => {
                 trouble = Some(e);
-                text_sink()
+                text()?
             }
         },
-        _ => text_sink(),
+        _ => text()?,
     };
-    if log::set_boxed_logger(Box::new(Logger::new(log.level, sink))).is_ok() {
-        log::set_max_level(log.level);
+    let format = Arc::new(format);
+    let noted = format.clone();
+    let queue = Queue::start(sink, move |n, why| {
+        let words = if n == 1 { "line was" } else { "lines were" };
+        let mut record = Record::builder();
+        record.level(Level::Warn).target("txrelay::ops::logging").module_path_static(Some("txrelay::ops::logging"));
+        noted.line(&record.args(format_args!("{n} {words} not written: {why}")).build(), &Fields(Vec::new()))
+    })?;
+    if log::set_boxed_logger(Box::new(Logger::new(format, queue.clone()))).is_ok() {
+        set_level(log.level);
     }
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let words = panic.payload_as_str().unwrap_or("no message");
+        log::error!("thread {} panicked at {place}: {words}", thread.name().unwrap_or("without a name"));
+    }));
     if let Some(e) = trouble {
         log::warn!("failed to connect to the journal, writing text to stderr: {e}");
     }
+    Ok(Logging(queue))
 }
 
-fn text_sink() -> Sink {
-    // https://no-color.org: any value but the empty one.
-    let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-    let color = if std::io::stderr().is_terminal() && !no_color { ColorChoice::Auto } else { ColorChoice::Never };
+/// From now on lines of this level and above are written.
+pub fn set_level(level: LevelFilter) {
+    log::set_max_level(level);
+}
+
+/// simplelog, coloured on a terminal.
+fn text() -> std::io::Result<(Sink, Format)> {
     let config = ConfigBuilder::new()
         .set_time_format_rfc3339()
         .set_thread_level(LevelFilter::Off)
         .set_target_level(LevelFilter::Off)
         .set_location_level(LevelFilter::Off)
         .build();
-    Sink::Text(TermLogger::new(LevelFilter::Trace, config, TerminalMode::Stderr, color))
+    if std::io::stderr().is_terminal() {
+        // https://no-color.org: any value but the empty one.
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+        let color = if no_color { ColorChoice::Never } else { ColorChoice::Auto };
+        let terminal = TermLogger::new(LevelFilter::Trace, config, TerminalMode::Stderr, color);
+        return Ok((Sink::Terminal(terminal), Format::Record));
+    }
+    let buffer = Buffer::default();
+    let writer = WriteLogger::new(LevelFilter::Trace, config, buffer.clone());
+    Ok((Sink::stderr()?, Format::Text(Mutex::new((writer, buffer)))))
 }
 
-enum Sink {
-    Journal(JournalLog),
-    Text(Box<TermLogger>),
+/// What simplelog has written of one line.
+#[derive(Clone, Default)]
+struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How a line looks; made by the thread that logs it, so that its time is right however long it waits to be written.
+enum Format {
     Json,
+    Text(Mutex<(Box<WriteLogger<Buffer>>, Buffer)>),
+    /// The sink decides.
+    Record,
+}
+
+impl Format {
+    fn line(&self, record: &Record<'_>, fields: &Fields) -> Line {
+        match self {
+            Self::Json => Line::Bytes(json_line(&format!("{:.3}", jiff::Timestamp::now()), record, fields).into_bytes()),
+            Self::Text(writer) => {
+                let writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut clean = Record::builder();
+                clean.metadata(record.metadata().clone());
+                writer.0.log(&clean.args(format_args!("{}", text_message(record, fields))).build());
+                Line::Bytes(std::mem::take(&mut *writer.1.0.lock().unwrap_or_else(PoisonError::into_inner)))
+            }
+            Self::Record => Line::Record(Box::new(Owned {
+                level: record.level(),
+                target: record.target().to_owned(),
+                module: record.module_path_static(),
+                file: record.file_static(),
+                line: record.line(),
+                message: text_message(record, fields),
+                fields: fields.texts(),
+            })),
+        }
+    }
 }
 
 struct Logger {
-    level: LevelFilter,
-    sink: Sink,
+    format: Arc<Format>,
+    queue: Queue,
     /// What libraries say, by target and level: they know no limit of their own while something is down.
     foreign: Mutex<Throttle<(String, Level)>>,
 }
 
 impl Logger {
-    fn new(level: LevelFilter, sink: Sink) -> Self {
-        Self { level, sink, foreign: Mutex::new(Throttle::per_minute()) }
+    fn new(format: Arc<Format>, queue: Queue) -> Self {
+        Self { format, queue, foreign: Mutex::new(Throttle::per_minute()) }
     }
 }
 
@@ -81,11 +161,15 @@ fn is_own(target: &str) -> bool {
     target == "txrelay" || target.starts_with("txrelay::")
 }
 
+/// Libraries log requests, headers and statement parameters at debug: payloads and secrets, to us.
+fn is_wanted(level: LevelFilter, metadata: &Metadata<'_>) -> bool {
+    let limit = if is_own(metadata.target()) { level } else { level.min(LevelFilter::Warn) };
+    metadata.level() <= limit
+}
+
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // Libraries log requests, headers and statement parameters at debug: payloads and secrets, to us.
-        let limit = if is_own(metadata.target()) { self.level } else { self.level.min(LevelFilter::Warn) };
-        metadata.level() <= limit
+        is_wanted(log::max_level(), metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -101,29 +185,12 @@ impl Log for Logger {
                 Some(n) => fields.0.push(("held_back".into(), serde_json::Value::from(n))),
             }
         }
-        match &self.sink {
-            Sink::Json => {
-                let line = json_line(&format!("{:.3}", jiff::Timestamp::now()), record, &fields);
-                // One write, so that lines of several threads do not mix. Nobody could be told of a failure.
-                let _ = std::io::stderr().lock().write_all(line.as_bytes());
-            }
-            Sink::Text(inner) => pass(inner.as_ref(), record, &fields),
-            Sink::Journal(inner) => pass(inner, record, &fields),
-        }
+        self.queue.push(self.format.line(record, &fields));
     }
 
     fn flush(&self) {
-        // Every line is written through.
+        self.queue.flush();
     }
-}
-
-/// Hands a clean copy of the record on.
-fn pass(to: &dyn Log, record: &Record<'_>, fields: &Fields) {
-    let message = text_message(record, fields);
-    let texts = fields.texts();
-    let mut clean = Record::builder();
-    clean.metadata(record.metadata().clone()).module_path(record.module_path()).file(record.file()).line(record.line());
-    to.log(&clean.key_values(&texts).args(format_args!("{message}")).build());
 }
 
 /// The key-values of a record, in order.
@@ -250,14 +317,12 @@ mod tests {
 
     #[test]
     fn libraries_cannot_log_payloads() {
-        let logger = Logger::new(LevelFilter::Trace, Sink::Json);
-        let enabled = |level, target| logger.enabled(&Metadata::builder().level(level).target(target).build());
+        let enabled = |level, target| is_wanted(LevelFilter::Trace, &Metadata::builder().level(level).target(target).build());
         assert!(enabled(Level::Trace, "txrelay::store"));
         assert!(enabled(Level::Warn, "tokio_postgres::query"));
         assert!(!enabled(Level::Debug, "tokio_postgres::query"));
         assert!(!enabled(Level::Info, "txrelayed"));
-        let quiet = Logger::new(LevelFilter::Error, Sink::Json);
-        assert!(!quiet.enabled(&Metadata::builder().level(Level::Warn).target("ureq").build()));
+        assert!(!is_wanted(LevelFilter::Error, &Metadata::builder().level(Level::Warn).target("ureq").build()));
     }
 
     /// Run by the other tests in a process of its own, which sets its log up and writes it.
@@ -265,12 +330,13 @@ mod tests {
     #[ignore = "a part of the tests below"]
     fn writes_some_lines() {
         let format = if std::env::var_os("TEST_JSON").is_some() { LogFormat::Json } else { LogFormat::Text };
-        init(config::Log { level: LevelFilter::Info, format });
+        let logging = start(config::Log { level: LevelFilter::Info, format }).expect("starts");
         log::info!(topic = "payments", n_rows = 3; "stored {FORGED}");
         log::debug!("not at this level");
         for _ in 0..3 {
             log::warn!(target: "library", "broken");
         }
+        logging.flush();
     }
 
     fn lines(env: &[(&str, &str)]) -> Vec<String> {

@@ -2,7 +2,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::core::fault::DeadReason;
@@ -49,7 +50,10 @@ pub struct Metrics {
     pub ledger_imbalance: IntGaugeVec,
     pub batch_rows: HistogramVec,
     pub commit_duration_seconds: HistogramVec,
+    pub certificate_expiry_timestamp_seconds: GaugeVec,
     pub stats_last_success_timestamp_seconds: Gauge,
+    pub config_last_reload_successful: IntGauge,
+    pub config_last_reload_success_timestamp_seconds: Gauge,
     pub retention_last_success_timestamp_seconds: Gauge,
 }
 
@@ -186,13 +190,29 @@ impl Metrics {
             ledger_imbalance: r.gauges("ledger_imbalance", "0 unless something is wrong (pipeline).", &["equation"]),
             batch_rows: r.histograms("batch_rows", "Rows per transaction.", &ROWS),
             commit_duration_seconds: r.histograms("commit_duration_seconds", "Duration of a transaction.", &COMMIT_SECONDS),
+            certificate_expiry_timestamp_seconds: r.add(
+                GaugeVec::new(
+                    Registrar::opts(
+                        "certificate_expiry_timestamp_seconds",
+                        "When the certificate of the other side expires, as last seen; 0 without one.",
+                    ),
+                    &["role"],
+                )
+                .expect("valid name"),
+            ),
             stats_last_success_timestamp_seconds: r
                 .gauge("stats_last_success_timestamp_seconds", "When the series of scope pipeline were last read."),
+            config_last_reload_successful: r.int_gauge("config_last_reload_successful", "1 unless the last reload was refused."),
+            config_last_reload_success_timestamp_seconds: r.gauge(
+                "config_last_reload_success_timestamp_seconds",
+                "When the configuration was last loaded, at the start or by a reload.",
+            ),
             retention_last_success_timestamp_seconds: r
                 .gauge("retention_last_success_timestamp_seconds", "When a pass of retention last came to its end (pipeline)."),
             registry: r.0,
         };
         metrics.touch(identity);
+        metrics.reloaded();
         metrics
     }
 
@@ -205,6 +225,9 @@ impl Metrics {
         STALLED.iter().for_each(|reason| drop(self.stalled.with_label_values(&[reason])));
         identity.kafka_errors.iter().for_each(|kind| drop(self.kafka_errors_total.with_label_values(&[kind])));
         identity.postgres_errors.iter().for_each(|kind| drop(self.postgres_errors_total.with_label_values(&[kind])));
+        ["downstream", "kafka", "postgres"]
+            .iter()
+            .for_each(|role| drop(self.certificate_expiry_timestamp_seconds.with_label_values(&[role])));
         ["read", "ingested", "dead"].iter().for_each(|equation| drop(self.ledger_imbalance.with_label_values(&[equation])));
         for topic in identity.topics.iter().map(String::as_str) {
             ["ingested", "duplicate", "rejected"]
@@ -217,6 +240,24 @@ impl Metrics {
         self.registry
             .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
             .expect("process series are registered once");
+    }
+
+    /// The configuration was loaded just now.
+    pub fn reloaded(&self) {
+        self.config_last_reload_successful.set(1);
+        self.config_last_reload_success_timestamp_seconds.set(unix_seconds());
+    }
+
+    /// Positions as committed: topic, partition and offset.
+    pub fn positions(&self) -> Vec<String> {
+        let label = |metric: &prometheus::proto::Metric, name: &str| {
+            metric.get_label().iter().find(|label| label.name() == name).map(|label| label.value().to_owned()).unwrap_or_default()
+        };
+        let families = self.kafka_position.collect();
+        let metrics = families.iter().flat_map(|family| family.get_metric());
+        metrics
+            .map(|m| format!("{}/{} at {}", label(m, "topic"), label(m, "partition"), m.get_gauge().get_value() as i64))
+            .collect()
     }
 
     /// The text format of `GET /metrics`.

@@ -2,16 +2,29 @@
 //!
 //! May use `config` and `core`. Never: SQL, Kafka, deliveries.
 
+pub mod doorman;
 pub mod exporter;
 pub mod health;
 pub mod instance;
+mod log_queue;
 pub mod logging;
 pub mod metrics;
+pub mod pulse;
 pub mod signals;
 pub mod spawn;
 pub mod stop;
 pub mod systemd;
 pub mod throttle;
+pub mod watchdog;
+
+/// A place where a test makes a thread fail or hang, by `FAILPOINTS` in its environment; nothing without the feature.
+#[inline]
+pub fn failpoint(name: &str) {
+    #[cfg(feature = "failpoints")]
+    fail::fail_point!(name);
+    #[cfg(not(feature = "failpoints"))]
+    let _ = name;
+}
 
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

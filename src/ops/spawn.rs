@@ -5,6 +5,8 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
 
+use super::pulse::Pulses;
+
 /// How a thread ended.
 #[derive(Debug)]
 pub struct Exit {
@@ -15,16 +17,18 @@ pub struct Exit {
 }
 
 /// Starts `work` on a thread called `name` (15 bytes at most, so that `top -H` shows it whole). However it ends, `exits`
-/// hears of it: a dead thread is a dead process.
+/// hears of it: a dead thread is a dead process. Until then `pulses` knows what it does.
 pub fn spawn(
     name: impl Into<String>,
     exits: &Sender<Exit>,
+    pulses: &Pulses,
     work: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
 ) -> anyhow::Result<JoinHandle<()>> {
-    let (name, exits) = (name.into(), exits.clone());
+    let (name, exits, pulses) = (name.into(), exits.clone(), pulses.clone());
     debug_assert!(name.len() <= 15, "{name} is too long for a thread's name");
     let thread = name.clone();
     let run = move || {
+        pulses.watch(&thread);
         let result =
             catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(anyhow::anyhow!("panicked: {}", words(&*panic))));
         // The receiver outlives every thread but for the last moments of a forced exit.
@@ -45,7 +49,7 @@ mod tests {
     #[test]
     fn a_panicking_thread_is_reported_with_its_name_and_words() {
         let (exits, ended) = crossbeam_channel::bounded(1);
-        let handle = spawn("doomed", &exits, || panic!("the reason")).expect("spawns");
+        let handle = spawn("doomed", &exits, &Pulses::default(), || panic!("the reason")).expect("spawns");
         let exit = ended.recv().expect("reported");
         handle.join().expect("caught");
         assert_eq!(exit.thread, "doomed");

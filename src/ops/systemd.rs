@@ -16,6 +16,24 @@ pub fn status(text: &str) {
     tell(&[NotifyState::Status(&visible(text))]);
 }
 
+/// A reload has begun; [`ready`] ends it.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(e) => log::debug!("no monotonic clock for the service manager: {e}"),
+    }
+}
+
+/// How often, at least, the service manager wants to hear [`alive`]; `None`: it did not ask.
+pub fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
+}
+
+/// Every thread moves.
+pub fn alive() {
+    tell(&[NotifyState::Watchdog]);
+}
+
 /// An ordered stop has begun.
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);

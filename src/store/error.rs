@@ -99,7 +99,18 @@ fn is_io(error: &postgres::Error) -> bool {
 /// One line without values: the server's message and code, or the chain of causes.
 fn describe(error: &postgres::Error) -> String {
     if let Some(db) = error.as_db_error() {
-        return format!("{} (SQLSTATE {})", db.message(), db.code().code());
+        // What an administrator has to do stands first where PostgreSQL's own words do not say it.
+        let what = match db.code().code() {
+            "53100" => "PostgreSQL's disk is full: ",
+            "53200" => "PostgreSQL is out of memory: ",
+            "53300" => "PostgreSQL takes no more connections: ",
+            "25006" => "this PostgreSQL is read-only, a standby: ",
+            _ => "",
+        };
+        return format!("{what}{} (SQLSTATE {})", db.message(), db.code().code());
+    }
+    if let Some(words) = super::connector::alert(error) {
+        return words.to_owned();
     }
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

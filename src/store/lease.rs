@@ -105,6 +105,12 @@ impl Room {
         if inner.bytes >= BYTES_MAX { 0 } else { self.limit(&inner).saturating_sub(inner.rows) }
     }
 
+    /// Rows and bytes that are reserved or wait for a worker, and how many rows may.
+    pub fn held(&self) -> (usize, usize, usize) {
+        let inner = self.lock();
+        (inner.rows, inner.bytes, self.limit(&inner))
+    }
+
     /// Exactly this much, or nothing.
     pub fn reserve(self: &Arc<Self>, rows: usize, bytes: usize) -> Option<Reservation> {
         let mut inner = self.lock();

@@ -107,10 +107,47 @@ fn apply(client: &mut Client, schema: &str) -> Result<Vec<String>, StoreError> {
     Ok(applied)
 }
 
-/// Everything that `migrate` would do on an empty database, as one script for psql.
-pub fn print_sql(schema: &str) -> String {
-    let mut script =
-        format!("begin;\ncreate schema if not exists {0};\nset local search_path = {0};\n{MIGRATION_TABLE};\n", quote(schema));
+const GRANTS_DAEMON: &str = include_str!("../../sql/grants/daemon.sql");
+const GRANTS_READER: &str = include_str!("../../sql/grants/reader.sql");
+
+/// The role whose members may read what is made for people. A DBA makes it (`migrate --print-sql`) and puts them in.
+pub fn reader_role(schema: &str) -> String {
+    format!("{schema}_reader")
+}
+
+fn grants(text: &str, schema: &str, role: &str) -> String {
+    text.replace("{schema}", &quote(schema)).replace("{role}", &quote(role))
+}
+
+/// Grants what the daemon's role and readers need, where those roles exist and are not the owner itself. Returns whom it was
+/// granted to.
+pub fn grant(session: &mut Session, schema: &str, daemon: Option<&str>) -> Result<Vec<String>, StoreError> {
+    let reader = reader_role(schema);
+    let mut granted = Vec::new();
+    for (text, role) in [(GRANTS_DAEMON, daemon), (GRANTS_READER, Some(reader.as_str()))] {
+        let Some(role) = role else { continue };
+        let other = "select from pg_roles where rolname = $1 and rolname <> current_user";
+        if session.client.query_opt(other, &[&role])?.is_some() {
+            session.client.batch_execute(&grants(text, schema, role))?;
+            granted.push(role.to_owned());
+        }
+    }
+    Ok(granted)
+}
+
+/// Everything that a DBA needs on an empty database, as one script for psql: the roles, the schema, the grants. Whoever runs
+/// it owns the schema; `daemon` is the user of `postgres.url`.
+pub fn print_sql(schema: &str, daemon: &str) -> String {
+    let reader = reader_role(schema);
+    let mut script = String::from("begin;\n");
+    for (role, login) in [(daemon, "login"), (reader.as_str(), "nologin")] {
+        let make = format!("create role {} {login}", quote(role));
+        script.push_str(&format!("do $$ begin {make}; exception when duplicate_object then null; end $$;\n"));
+    }
+    script.push_str(&format!(
+        "create schema if not exists {0};\nset local search_path = {0};\n{MIGRATION_TABLE};\n",
+        quote(schema)
+    ));
     for migration in MIGRATIONS {
         script.push_str(migration.text);
         script.push_str(&format!(
@@ -120,6 +157,8 @@ pub fn print_sql(schema: &str) -> String {
             migration.compatible_from()
         ));
     }
+    script.push_str(&grants(GRANTS_DAEMON, schema, daemon));
+    script.push_str(&grants(GRANTS_READER, schema, &reader));
     script.push_str("commit;\n");
     script
 }

@@ -5,11 +5,15 @@
 
 mod claim;
 mod clock;
+mod connector;
 mod error;
 mod ingest;
 mod inspect;
 mod lease;
+mod link;
 mod migrate;
+mod patience;
+mod pool;
 mod positions;
 mod retention;
 mod session;
@@ -22,13 +26,16 @@ pub use error::{ERROR_KINDS, StoreError};
 pub use ingest::{Advance, Batch, Candidate, Ingested, Reject, Topics, Writer};
 pub use inspect::{PositionRow, ProcessRow, Status, status};
 pub use lease::{LeaseTime, Leased, Reservation, Room, Slot};
-pub use migrate::{SchemaState, migrate, print_sql, schema_state};
+pub use link::Link;
+pub use migrate::{SchemaState, grant, migrate, print_sql, reader_role, schema_state};
+pub use patience::Patience;
+pub use pool::Pool;
 pub use positions::{Gap, Position};
 pub use retention::{DuplicatePlace, Purged};
-pub use session::{Link, Pool, Role, Session};
+pub use session::{Role, Session, ensure_own_session};
 pub use settle::{Settled, Settlement, Tried};
 pub use sql::{CLAIM_LIMITS, Sql, all as statements};
-pub use upkeep::{Gauges, Heartbeat, Pulse, Registration, ensure_encoding, ensure_pipeline};
+pub use upkeep::{Gauges, Heartbeat, Pulse, Registration, ensure_pipeline, ensure_server};
 
 /// Number of this process in table `process`; holder of leases and owner of partitions.
 pub type ProcessId = i64;

@@ -1,11 +1,15 @@
-//! One connection with its settings and prepared statements, and the link that a thread keeps to PostgreSQL across outages.
+//! One connection with its settings and prepared statements.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use postgres::{Client, NoTls, Statement};
+use postgres::config::{Host, SslMode, SslNegotiation};
+use postgres::{Client, SimpleQueryMessage, Statement};
 use r2d2_postgres::PostgresConnectionManager;
 
+use super::connector::Connector;
+use super::patience::Patience;
 use super::{Sql, StoreError};
 use crate::config;
 
@@ -13,12 +17,13 @@ use crate::config;
 pub struct Session {
     pub(super) client: Connection,
     prepared: HashMap<&'static str, Statement>,
+    certificate_expires_at: Option<i64>,
 }
 
 /// A connection of its own, or one of the pool's.
 pub(super) enum Connection {
     Own(Box<Client>),
-    Pooled(Box<r2d2::PooledConnection<PostgresConnectionManager<NoTls>>>),
+    Pooled(Box<r2d2::PooledConnection<PostgresConnectionManager<Connector>>>),
 }
 
 impl std::ops::Deref for Connection {
@@ -40,41 +45,6 @@ impl std::ops::DerefMut for Connection {
     }
 }
 
-/// Connections for work that is not on the way of a transaction: upkeep.
-#[derive(Debug, Clone)]
-pub struct Pool(r2d2::Pool<PostgresConnectionManager<NoTls>>);
-
-#[derive(Debug)]
-struct Prepare(String);
-
-impl r2d2::CustomizeConnection<Client, postgres::Error> for Prepare {
-    fn on_acquire(&self, client: &mut Client) -> Result<(), postgres::Error> {
-        client.batch_execute(&self.0)
-    }
-}
-
-impl Pool {
-    /// Connects to nothing yet: a missing database does not stop the start.
-    pub fn new(postgres: &config::Postgres, pipeline: &str) -> Self {
-        let role = Role { pipeline: pipeline.to_owned(), role: "upkeep" };
-        let manager = PostgresConnectionManager::new(client_config(postgres, &role), NoTls);
-        let pool = r2d2::Pool::builder()
-            .max_size(postgres.pool_size)
-            .min_idle(Some(0))
-            .connection_timeout(Duration::from_secs(6))
-            .error_handler(Box::new(r2d2::NopErrorHandler))
-            .connection_customizer(Box::new(Prepare(settings(&postgres.schema))))
-            .build_unchecked(manager);
-        Self(pool)
-    }
-
-    /// A session on one of the pool's connections.
-    pub fn session(&self) -> Result<Session, StoreError> {
-        let client = self.0.get().map_err(|e| StoreError::Connection(e.to_string()))?;
-        Ok(Session { client: Connection::Pooled(Box::new(client)), prepared: HashMap::new() })
-    }
-}
-
 /// Who connects: `application_name = txrelay/PIPELINE/ROLE`.
 #[derive(Debug, Clone)]
 pub struct Role {
@@ -85,13 +55,39 @@ pub struct Role {
 }
 
 impl Session {
-    /// Connects within the configuration's `connect_timeout`; several hosts are tried in their order.
+    /// On a connection that is set up already.
+    pub(super) fn on(client: Connection) -> Self {
+        Self { client, prepared: HashMap::new(), certificate_expires_at: None }
+    }
+
+    /// Connects; several hosts are tried in their order, and the first writable one is used.
     pub fn connect(postgres: &config::Postgres, role: &Role) -> Result<Self, StoreError> {
-        let connected = client_config(postgres, role).connect(NoTls).map_err(StoreError::from);
+        Self::connect_with(postgres, role, Patience::new(Some(Timeouts::of(postgres.lease).answer)))
+    }
+
+    /// [`connect`](Self::connect) for statements that may take as long as they like: migrations.
+    pub fn connect_patiently(postgres: &config::Postgres, role: &Role) -> Result<Self, StoreError> {
+        Self::connect_with(postgres, role, Patience::new(None))
+    }
+
+    pub(super) fn connect_with(postgres: &config::Postgres, role: &Role, patience: Patience) -> Result<Self, StoreError> {
+        let connector = Connector::new(&postgres.tls, patience);
+        let client = client_config(postgres, role)?;
         // Which server refuses is half of the answer.
-        let mut client = connected.map_err(|error| error.at(&postgres.place()))?;
-        client.batch_execute(&settings(&postgres.schema))?;
-        Ok(Self { client: Connection::Own(Box::new(client)), prepared: HashMap::new() })
+        let failed = |error: StoreError| error.at(&postgres.place());
+        // The crate panics where it gets no descriptor for the runtime of a connection.
+        let connected = catch_unwind(AssertUnwindSafe(|| client.connect(connector.clone()))).map_err(|_| {
+            failed(StoreError::Connection("no connection can be made: is there a descriptor left (LimitNOFILE=)?".to_owned()))
+        })?;
+        let mut client = connected.map_err(|error| failed(connector.explain(error)))?;
+        client.batch_execute(&settings(postgres))?;
+        let certificate_expires_at = connector.certificate_expires_at();
+        Ok(Self { client: Connection::Own(Box::new(client)), prepared: HashMap::new(), certificate_expires_at })
+    }
+
+    /// When the server's certificate expires, in seconds since the epoch; `None` without TLS.
+    pub fn certificate_expires_at(&self) -> Option<i64> {
+        self.certificate_expires_at
     }
 
     /// The statement, prepared once a session.
@@ -119,27 +115,87 @@ impl Session {
     }
 }
 
+/// Makes sure that no pooler in transaction mode stands between: it gives each transaction any server session, so that plans,
+/// time-outs and locks would be somebody else's. Two sessions that live at the same time never share a server process.
+pub fn ensure_own_session(session: &mut Session, postgres: &config::Postgres, role: &Role) -> Result<(), StoreError> {
+    let own = backend_pid(session)?;
+    let mut other = Session::connect(postgres, role)?;
+    // Held open, so that the pooler would have to give the first session another one.
+    other.client.batch_execute("begin")?;
+    let others = backend_pid(&mut other)?;
+    if own == others || backend_pid(session)? != own {
+        return Err(StoreError::Connection(format!(
+            "{}: a pooler in transaction mode stands before PostgreSQL; connect to PostgreSQL itself, or set pool_mode = session for \
+             this user",
+            postgres.place()
+        )));
+    }
+    Ok(other.client.batch_execute("rollback")?)
+}
+
+/// Without a prepared statement, which such a pooler may not know.
+fn backend_pid(session: &mut Session) -> Result<String, StoreError> {
+    let messages = session.client.simple_query("select pg_backend_pid()")?;
+    let pid = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    pid.ok_or_else(|| StoreError::Other("PostgreSQL did not name its process".to_owned()))
+}
+
+/// How long PostgreSQL may take, so that a session that hangs is given up before its leases end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Timeouts {
+    /// A statement: ended by the server.
+    statement: Duration,
+    /// Waiting for a lock, within it: ended by the server.
+    lock: Duration,
+    /// Silence: ended by us, because the server no longer ends anything.
+    pub answer: Duration,
+}
+
+impl Timeouts {
+    /// With the default lease of 60 s: 20 s, 10 s, 25 s. A lease is more than 10 s, so silence always ends before it does:
+    /// what a frozen server had been asked to do is rolled back when it thaws, and kept outcomes come before new claims.
+    pub fn of(lease: Duration) -> Self {
+        let statement = (lease / 3).min(Duration::from_secs(30));
+        Self { statement, lock: (statement / 2).min(Duration::from_secs(10)), answer: statement + Duration::from_secs(5) }
+    }
+}
+
 /// What every connection of ours shares, also those of the pool.
-pub(super) fn client_config(postgres: &config::Postgres, role: &Role) -> postgres::Config {
+pub(super) fn client_config(postgres: &config::Postgres, role: &Role) -> Result<postgres::Config, StoreError> {
     let mut client = postgres.client.clone();
+    if let Some(password) = postgres.password.read().map_err(|why| StoreError::Connection(format!("password_file: {why}")))? {
+        client.password(password);
+    }
     client.application_name(&format!("txrelay/{}/{}", role.pipeline, role.role));
-    client.connect_timeout(Duration::from_secs(5));
+    client.connect_timeout(client.get_connect_timeout().copied().unwrap_or(Duration::from_secs(5)));
     client.target_session_attrs(postgres::config::TargetSessionAttrs::ReadWrite);
     // A silent peer is noticed in about 25 s, also while an answer is awaited.
     client.keepalives_idle(Duration::from_secs(10)).keepalives_interval(Duration::from_secs(5)).keepalives_retries(3);
     client.tcp_user_timeout(Duration::from_secs(20));
-    client
+    // The connector gets the bare socket and decides itself (see there). A socket of this machine is not handed to it.
+    if client.get_hosts().iter().any(|host| matches!(host, Host::Unix(_))) {
+        client.ssl_mode(SslMode::Disable);
+    } else {
+        client.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+    }
+    Ok(client)
 }
 
 /// A plan made while the queue is empty takes 211 s instead of 34 ms when a backlog arrives: plans are pinned to indexes.
 /// With them pinned JIT must be off too: a disabled node's cost would switch it on (175 ms a claim).
-pub(super) fn settings(schema: &str) -> String {
+pub(super) fn settings(postgres: &config::Postgres) -> String {
+    let Timeouts { statement, lock, .. } = Timeouts::of(postgres.lease);
     format!(
         "set search_path = {}; set default_transaction_isolation = 'read committed'; set jit = off; \
          set plan_cache_mode = force_custom_plan; set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off; \
-         set statement_timeout = '30s'; set lock_timeout = '10s'; set idle_in_transaction_session_timeout = '10s'; \
+         set statement_timeout = {}; set lock_timeout = {}; set idle_in_transaction_session_timeout = '10s'; \
          set timezone = 'UTC'",
-        quote(schema)
+        quote(&postgres.schema),
+        statement.as_millis(),
+        lock.as_millis()
     )
 }
 
@@ -148,54 +204,17 @@ pub(super) fn quote(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
 }
 
-/// A thread's way to PostgreSQL: at most one session, made when needed, dropped when it fails, with waits that grow.
-pub struct Link {
-    postgres: config::Postgres,
-    role: Role,
-    session: Option<Session>,
-    failures: u32,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Link {
-    /// Connects to nothing yet.
-    pub fn new(postgres: &config::Postgres, pipeline: &str, role: &'static str) -> Self {
-        let role = Role { pipeline: pipeline.to_owned(), role };
-        Self { postgres: postgres.clone(), role, session: None, failures: 0 }
-    }
-
-    /// The session, connected if need be (one try).
-    pub fn session(&mut self) -> Result<&mut Session, StoreError> {
-        if self.session.is_none() {
-            let session = Session::connect(&self.postgres, &self.role).inspect_err(|_| self.failed_once())?;
-            self.session = Some(session);
+    #[test]
+    fn a_session_that_hangs_is_given_up_before_its_leases_end() {
+        for seconds in [11, 12, 30, 60, 90, 3600] {
+            let lease = Duration::from_secs(seconds);
+            let Timeouts { statement, lock, answer } = Timeouts::of(lease);
+            assert!(lock < statement && statement < answer && answer < lease, "{lease:?}: {statement:?} {lock:?} {answer:?}");
+            assert!(answer <= Duration::from_secs(35));
         }
-        Ok(self.session.as_mut().expect("set above"))
-    }
-
-    /// Does `work` on the session and notes how it went: a lost connection is dropped here.
-    pub fn run<T>(&mut self, work: impl FnOnce(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let result = self.session().and_then(work);
-        match &result {
-            Ok(_) => self.failures = 0,
-            Err(StoreError::Connection(_)) => {
-                if self.session.take().is_some() {
-                    self.failed_once();
-                }
-            }
-            Err(StoreError::Value(_) | StoreError::Constraint(_) | StoreError::Fenced(_)) => {}
-            Err(_) => self.failed_once(),
-        }
-        result
-    }
-
-    fn failed_once(&mut self) {
-        self.failures = self.failures.saturating_add(1);
-    }
-
-    /// How long to wait before the next try: 50 ms doubling to 5 s, with equal jitter, so that many processes do not meet a
-    /// server that has just come back at the same moment. `jitter` in 0..1.
-    pub fn pause(&self, jitter: f64) -> Duration {
-        let longest = Duration::from_millis(50).saturating_mul(1 << self.failures.min(7)).min(Duration::from_secs(5));
-        longest.mul_f64(0.5 + jitter / 2.0)
     }
 }

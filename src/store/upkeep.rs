@@ -103,15 +103,24 @@ impl Gauges {
     }
 }
 
-/// A database that cannot hold every text would refuse records for their headers: it must be UTF8.
-pub fn ensure_encoding(session: &mut Session) -> Result<(), StoreError> {
-    let encoding: String = session.client.query_one("select current_setting('server_encoding')", &[])?.get(0);
-    if encoding == "UTF8" {
-        return Ok(());
+/// The oldest major version that is supported and tested (14 brought compression by lz4 and the vacuum settings in use).
+const OLDEST_SERVER: i32 = 14;
+
+/// The server must be new enough, and the database UTF8: another encoding would refuse records for their headers.
+pub fn ensure_server(session: &mut Session) -> Result<(), StoreError> {
+    let row = session
+        .client
+        .query_one("select current_setting('server_version_num')::int / 10000, current_setting('server_encoding')", &[])?;
+    let (version, encoding): (i32, String) = (row.get(0), row.get(1));
+    if version < OLDEST_SERVER {
+        return Err(StoreError::Other(format!("this is PostgreSQL {version}; {OLDEST_SERVER} and later are supported")));
     }
-    Err(StoreError::Other(format!(
-        "the database's encoding is {encoding}: make one with encoding 'UTF8' and name it in postgres.url"
-    )))
+    if encoding != "UTF8" {
+        return Err(StoreError::Other(format!(
+            "the database's encoding is {encoding}: make one with encoding 'UTF8' and name it in postgres.url"
+        )));
+    }
+    Ok(())
 }
 
 /// Notes on first use whose schema this is. `Unusable`: it is another pipeline's.

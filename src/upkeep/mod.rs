@@ -22,9 +22,10 @@ use crate::ops::health::Health;
 use crate::ops::metrics::{Metrics, unix_seconds};
 use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
+use crate::ops::{failpoint, pulse};
 use crate::store::{
-    Gauges, Heartbeat, Pool, ProcessId, Registration, Role, Room, SchemaState, Session, StoreError, ensure_encoding,
-    ensure_pipeline, migrate, schema_state,
+    Gauges, Heartbeat, Pool, ProcessId, Registration, Role, Room, SchemaState, Session, StoreError, ensure_own_session,
+    ensure_pipeline, ensure_server, grant, migrate, schema_state,
 };
 
 /// One round: what it costs PostgreSQL is less than 1 % of a core.
@@ -63,6 +64,7 @@ impl Upkeep {
             let _ = thread.send(process);
         }
         self.keep(process)?;
+        pulse::at("saying goodbye", pulse::REMOTE);
         if let Ok(mut session) = self.pool.session() {
             // Without it the heartbeat's silence says the same a little later.
             let _ = session.goodbye(process);
@@ -75,6 +77,8 @@ impl Upkeep {
     fn open(&mut self) -> anyhow::Result<Option<ProcessId>> {
         let mut pause = Duration::from_millis(100);
         loop {
+            // Migrations of a large schema take their time.
+            pulse::at("opening the store", Some(Duration::from_secs(4 * 3600)));
             let error = match self.try_open() {
                 Ok(process) => {
                     self.health.go("upkeep", "postgres");
@@ -92,6 +96,7 @@ impl Upkeep {
                 log::warn!("waiting for PostgreSQL: {error}{note}");
             }
             pause = (pause * 2).min(Duration::from_secs(5));
+            pulse::at("waiting to open the store", pulse::PROMPT);
             if self.stop.wait(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)) {
                 return Ok(None);
             }
@@ -103,12 +108,17 @@ impl Upkeep {
         // Not out of the pool: it tries again and again by itself, and hides why it fails.
         let role = |role| Role { pipeline: config.name.clone(), role };
         let mut session = Session::connect(&config.postgres, &role("upkeep"))?;
-        ensure_encoding(&mut session)?;
+        let expires_at = session.certificate_expires_at().unwrap_or(0);
+        self.metrics.certificate_expiry_timestamp_seconds.with_label_values(&["postgres"]).set(expires_at as f64);
+        ensure_own_session(&mut session, &config.postgres, &role("upkeep"))?;
+        ensure_server(&mut session)?;
         match schema_state(&mut session)? {
             SchemaState::Ready => {}
             SchemaState::Behind { .. } if config.postgres.migrate => {
                 // On a connection of its own: migrations change its timeouts.
-                let applied = migrate(&mut Session::connect(&config.postgres, &role("migrate"))?, &config.postgres.schema)?;
+                let applied =
+                    migrate(&mut Session::connect_patiently(&config.postgres, &role("migrate"))?, &config.postgres.schema)?;
+                grant(&mut session, &config.postgres.schema, config.postgres.client.get_user())?;
                 log::info!("schema {}: applied {}", config.postgres.schema, applied.join(", "));
             }
             SchemaState::Behind { have, need } => {
@@ -156,11 +166,14 @@ impl Upkeep {
                         log::warn!("upkeep failed, will try again: {error}{note}");
                     }
                     self.health.wait("upkeep", "postgres", format!("PostgreSQL: {error}"));
+                    self.pool.renew();
                 }
             }
             if let Some(oldest) = &rounds.oldest {
                 oldest.show(&self.metrics);
             }
+            pulse::at("resting", pulse::PROMPT);
+            failpoint("thread-upkeep");
             if self.stop.wait(ROUND) {
                 return Ok(());
             }
@@ -168,6 +181,7 @@ impl Upkeep {
     }
 
     fn round(&mut self, process: ProcessId, began: Instant, rounds: &mut Rounds) -> Result<(), StoreError> {
+        pulse::at("beating", pulse::REMOTE);
         let mut session = self.pool.session()?;
         let beat = Heartbeat {
             in_flight: self.metrics.requests_in_flight.get().max(0) as usize,
@@ -188,6 +202,7 @@ impl Upkeep {
         }
         rounds.expired_until = self.expire(&mut session, rounds.expired_until)?;
         if Instant::now() >= rounds.count_at {
+            pulse::at("counting", pulse::REMOTE);
             let counting = Instant::now();
             let gauges = session.gauges();
             // Also after a failure: a count that takes too long must not be repeated at once.

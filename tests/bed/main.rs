@@ -1,6 +1,7 @@
 //! The helper of demo, tests and benches: one binary, a subcommand per part of the bed. Never installed, and never a part
 //! of the daemon: it knows txrelay only by its interface (Kafka, HTTP, SQL, /metrics).
 
+mod crash;
 mod http;
 mod ledger;
 mod measure;
@@ -40,6 +41,8 @@ enum Command {
     Verdict(verdict::Args),
     /// One run of the bench, or the table of several
     Measure(measure::Args),
+    /// kill -9 at full load, again and again: how soon the next process has taken up what the dead one left
+    Crash(crash::Args),
 }
 
 fn main() -> std::process::ExitCode {
@@ -53,6 +56,7 @@ fn main() -> std::process::ExitCode {
         Command::Watch(args) => watch::run(&args),
         Command::Verdict(args) => verdict::run(&args),
         Command::Measure(args) => measure::run(&args),
+        Command::Crash(args) => crash::run(&args),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

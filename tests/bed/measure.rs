@@ -51,7 +51,9 @@ struct RunArgs {
 }
 
 /// Name in the JSON line, text of the table, decimals.
-const COLUMNS: [(&str, &str, usize); 10] = [
+pub type Column = (&'static str, &'static str, usize);
+
+const COLUMNS: [Column; 10] = [
     ("deliveries_per_second", "deliveries/s (between 10 % and 90 % of arrivals)", 0),
     ("daemon_us", "CPU us per delivery, txrelay", 1),
     ("postgres_us", "CPU us per delivery, PostgreSQL", 1),
@@ -67,7 +69,7 @@ const COLUMNS: [(&str, &str, usize); 10] = [
 pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::Run(args) => measure(args),
-        Command::Table { file } => table(&std::fs::read_to_string(file)?),
+        Command::Table { file } => table(&std::fs::read_to_string(file)?, &COLUMNS),
     }
 }
 
@@ -204,11 +206,12 @@ fn rss_peak_mb(pid: u32) -> anyhow::Result<f64> {
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
 }
 
-fn table(text: &str) -> anyhow::Result<()> {
+/// Medians and ranges of the runs in `text`, a JSON line each.
+pub fn table(text: &str, columns: &[Column]) -> anyhow::Result<()> {
     let runs: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     println!("| {} runs | median | range |", runs.len());
     println!("|---|---|---|");
-    for (name, title, decimals) in COLUMNS {
+    for &(name, title, decimals) in columns {
         let mut values: Vec<f64> = runs.iter().filter_map(|run| run[name].as_f64()).collect();
         values.sort_by(f64::total_cmp);
         let (Some(first), Some(last)) = (values.first(), values.last()) else { continue };

@@ -212,7 +212,8 @@ fn id(prefix: &str, i: u64) -> String {
     }
 }
 
-fn value(id: &str, random: &mut impl Rng, at: u64, bytes: usize) -> Vec<u8> {
+/// A transaction's value of about so many bytes, due at a time (unix ms).
+pub fn value(id: &str, random: &mut impl Rng, at: u64, bytes: usize) -> Vec<u8> {
     let cents: u32 = random.random_range(1..10_000_000);
     let currency = ["EUR", "USD", "GBP", "CHF"][random.random_range(0..4)];
     let mut text = format!(

@@ -6,6 +6,8 @@
 //! - `cut-before TEXT` once: when a client's message holds TEXT, reset without forwarding it
 //! - `drop-answer-after TEXT` once: forward that message, and reset before its answer comes back. With "COMMIT" this is the
 //!   commit that was done and whose client cannot know it
+//! - `aim TEXT` from now on only a connection whose start-up message holds TEXT is hit by the two above (PostgreSQL's holds
+//!   user, database and application_name); without TEXT any is
 //! - `status` mode, open connections, connections in all, whether a rule is armed, how often one fired
 //!
 //! With --postgres, client messages are PostgreSQL's and are matched and forwarded whole; without TLS only. Otherwise what
@@ -54,6 +56,7 @@ struct Proxy {
 struct State {
     mode: Mode,
     fault: Option<Fault>,
+    aim: Vec<u8>,
     fired: u64,
     pairs: HashMap<u64, (TcpStream, TcpStream)>,
     connections: u64,
@@ -74,7 +77,7 @@ impl Proxy {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.listen).with_context(|| format!("failed to listen on {}", args.listen))?;
     let address = listener.local_addr()?;
-    let state = State { mode: Mode::Pass, fault: None, fired: 0, pairs: HashMap::new(), connections: 0 };
+    let state = State { mode: Mode::Pass, fault: None, aim: Vec::new(), fired: 0, pairs: HashMap::new(), connections: 0 };
     let proxy =
         Arc::new(Proxy { to: args.to.clone(), postgres: args.postgres, state: Mutex::new(state), changed: Condvar::new() });
     say(&format!("listening on {address}"))?;
@@ -108,11 +111,12 @@ fn command(proxy: &Proxy, line: &str, address: SocketAddr) -> String {
         "cut" => cut_all(&mut state),
         "cut-before" if !text.is_empty() => state.fault = Some(Fault::CutBefore(text)),
         "drop-answer-after" if !text.is_empty() => state.fault = Some(Fault::DropAnswerAfter(text)),
+        "aim" => state.aim = text,
         "status" => {}
         _ => return format!("error: unknown command `{line}`"),
     }
     proxy.changed.notify_all();
-    let State { mode, fault, fired, pairs, connections } = &*state;
+    let State { mode, fault, fired, pairs, connections, .. } = &*state;
     let text = format!("ok {mode:?} open {} of {connections} armed {} fired {fired}", pairs.len(), fault.is_some());
     let (wanted, refused) = (*mode != Mode::Refuse, *mode == Mode::Refuse);
     drop(state);
@@ -198,15 +202,21 @@ fn connect(proxy: &Arc<Proxy>, client: TcpStream) -> io::Result<()> {
 
 fn forward_requests(proxy: &Proxy, client: &TcpStream, mut server: &TcpStream, drop_answer: &AtomicBool) -> io::Result<()> {
     let mut messages = Messages { postgres: proxy.postgres, started: false, buffer: Vec::new() };
+    let mut start_up = None;
     loop {
         if !messages.fill(client)? {
             return Ok(());
         }
         proxy.wait_for_pass();
         while let Some(message) = messages.next() {
+            if messages.started && start_up.is_none() {
+                start_up = Some(message.clone());
+            }
             let fault = {
                 let mut state = proxy.state();
+                let aimed_at = state.aim.is_empty() || start_up.as_deref().is_some_and(|start_up| holds(start_up, &state.aim));
                 let hit = match &state.fault {
+                    _ if !aimed_at => false,
                     Some(Fault::CutBefore(text) | Fault::DropAnswerAfter(text)) => holds(&message, text),
                     None => false,
                 };
@@ -286,6 +296,7 @@ impl Messages {
 
     fn next(&mut self) -> Option<Vec<u8>> {
         if !self.postgres {
+            self.started = true;
             return (!self.buffer.is_empty()).then(|| std::mem::take(&mut self.buffer));
         }
         let at = usize::from(self.started);

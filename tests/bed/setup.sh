@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh [--lint]: installs what building and the bed need on Debian or Ubuntu, and says what before it does. Quick when all
+# setup.sh [--lint|--systemd]: installs what building and the bed need on Debian or Ubuntu, and says what before it does. Quick when all
 # is there. It starts and reconfigures nothing of the system; in particular Debian's packages make no PostgreSQL cluster.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -24,8 +24,15 @@ have pkg-config || need pkg-config
 have mvn || need maven
 [ -n "$(find /usr/lib/postgresql -mindepth 3 -maxdepth 3 -path '*/bin/initdb' 2>/dev/null)" ] || need postgresql
 have psql || need postgresql-client
-{ have setpriv && have setsid; } || need util-linux
+have xz || need xz-utils # PostgreSQL's other versions
+{ have setpriv && have setsid && have prlimit; } || need util-linux
+have systemd-analyze || need systemd # it is not started; tests hold the unit against it
 [ "${1:-}" != --lint ] || have shellcheck || need shellcheck
+if [ "${1:-}" = --systemd ]; then
+  have systemd-nspawn || need systemd-container
+  have mmdebstrap || need mmdebstrap
+  have nsenter || need util-linux
+fi
 
 if [ "${#packages[@]}" -gt 0 ]; then
   have apt-get || die "missing: ${packages[*]} (Debian's names), and there is no apt-get here to install them"
@@ -50,6 +57,9 @@ if [ "${#packages[@]}" -gt 0 ]; then
   step "apt-get install" quiet apt-get -q -y --no-install-recommends -o Dpkg::Options::=--force-confold install "${packages[@]}"
   if have java && [ "$(java_version)" -lt 17 ]; then die "this distribution's Java is $(java_version); Kafka needs 17 or newer"; fi
 fi
+
+# For the tests alone, so a machine without it can still build, run the demo and the benches.
+"$here/debs.sh" prometheus >/dev/null || say "Note: without Debian's package prometheus there is no promtool, and a test will fail"
 
 if ! have cargo; then
   if [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# with-bed.sh [--no-kafka] [--kafka VERSION] CMD...: runs CMD with a PostgreSQL and a Kafka of its own, ends both and removes
+# with-bed.sh [--no-kafka] [--kafka VERSION] [--postgres VERSION] CMD...: runs CMD with a PostgreSQL and a Kafka of its own, ends both and removes
 # their data, also on Ctrl-C, TERM and failure. Returns CMD's status. CMD finds
 #   TXRELAY_TEST_PG      DSN of a superuser on database postgres     TXRELAY_TEST_PG_DIR     for pg.sh down, restart
 #   TXRELAY_TEST_KAFKA   bootstrap address                           TXRELAY_TEST_KAFKA_DIR  for kafka.sh kill9, start
@@ -9,11 +9,12 @@ here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=tests/bed/lib.sh
 . "$here/lib.sh"
 
-kafka=yes version=()
+kafka=yes version=() postgres=()
 while :; do
   case ${1:-} in
     --no-kafka) kafka=no; shift ;;
     --kafka) version=(--version "${2:?version}"); shift 2 ;;
+    --postgres) postgres=(--version "${2:?version}"); shift 2 ;;
     -*) die "unknown option $1" ;;
     *) break ;;
   esac
@@ -41,7 +42,7 @@ trap 'exit 143' TERM
 
 mkdir "$dir/cmd"
 export TXRELAY_TEST_DIR=$dir/cmd
-TXRELAY_TEST_PG=$("$here/pg.sh" up "$dir/pg")
+TXRELAY_TEST_PG=$("$here/pg.sh" up "$dir/pg" ${postgres[@]+"${postgres[@]}"})
 export TXRELAY_TEST_PG TXRELAY_TEST_PG_DIR=$dir/pg
 if [ "$kafka" = yes ]; then
   TXRELAY_TEST_KAFKA=$("$here/kafka.sh" up "$dir/kafka" ${version[@]+"${version[@]}"})

@@ -97,7 +97,7 @@ fn ahead(relay: &Relay, what: &str) -> i64 {
 #[test]
 fn postgresqls_clock_an_hour_forward_and_back_loses_nothing_and_everything_moves() {
     let (cluster, topic, ledger) = (Cluster::start(), Topic::new(2), Ledger::start());
-    let mut relay = Relay::on(&topic.name, &ledger.url(), &cluster.dsn, SLOW_RETRIES);
+    let mut relay = Relay::on(&topic.name, &ledger.url(), &cluster.dsn, &cluster.dsn, SLOW_RETRIES);
     relay.set("postgres.lease=\"20s\"");
     relay.start();
     let mut sent = ids("retrying", 0..30);
@@ -138,7 +138,7 @@ fn postgresqls_clock_an_hour_forward_and_back_loses_nothing_and_everything_moves
 fn a_clock_set_back_while_nobody_ran_is_noticed_at_the_start() {
     let (cluster, topic, ledger) = (Cluster::start(), Topic::new(1), Ledger::start());
     cluster.clock.set(3600);
-    let mut relay = Relay::on(&topic.name, &ledger.url(), &cluster.dsn, SLOW_RETRIES);
+    let mut relay = Relay::on(&topic.name, &ledger.url(), &cluster.dsn, &cluster.dsn, SLOW_RETRIES);
     relay.set("postgres.lease=\"20s\"");
     ledger.behave(&json!({ "status": 503 }));
     topic.transactions(ids("w", 0..20));

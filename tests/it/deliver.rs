@@ -1,29 +1,99 @@
-//! What the claimer promises, with a real PostgreSQL and no clock to help it.
+//! What claimer and settler promise, with a real PostgreSQL and no clock to help it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use txrelay::config;
-use txrelay::deliver::{Claimer, Flow};
+use txrelay::core::outcome::{Outcome, Sent};
+use txrelay::deliver::{Claimer, Flow, Settler};
 use txrelay::ops::health::Health;
 use txrelay::ops::metrics::{Identity, Metrics};
 use txrelay::ops::stop::group;
-use txrelay::store::{LeaseTime, Link, Role, Room, Session, migrate};
+use txrelay::store::{LeaseTime, Link, Role, Room, Session, Settled, Settlement, Tried, migrate};
 
-use crate::rig::{LIMIT, postgres_url, unique};
+use crate::rig::{LIMIT, Proxy, eventually, postgres_url, throughout, unique};
+
+/// A migrated schema of its own with this many open deliveries, leased as 7, ids 1 and up.
+fn schema_with(config: &config::Postgres, open: i64) -> Session {
+    let role = || Role { pipeline: "it".to_owned(), role: "test" };
+    migrate(&mut Session::connect(config, &role()).unwrap(), &config.schema).unwrap();
+    let mut session = Session::connect(config, &role()).unwrap();
+    let rows = format!(
+        "insert into pipeline (name) values ('it'); insert into topic (name) values ('t'); \
+         insert into tx (id, transaction_id, payload, partition, kafka_offset, topic_id, incarnation) \
+         select i, 's' || i, 'x', 0, i, 1, 0 from generate_series(1, {open}) i; \
+         insert into delivery (id, due_at, lease, leased_by, attempt) \
+         select i, now() + interval '1 minute', 7, 1, 1 from generate_series(1, {open}) i"
+    );
+    session.client().batch_execute(&rows).unwrap();
+    session
+}
+
+/// After an outage longer than a lease, the rows of kept outcomes are due again: a claim that comes before their settle sends
+/// them twice. It came when the first batch was written and others still waited.
+#[test]
+fn nothing_is_claimed_before_every_kept_outcome_is_written() {
+    let schema = unique("it_settler");
+    let (mut proxy, through) = Proxy::postgres();
+    let lease = Duration::from_secs(60);
+    let at = |url: &str| config::Postgres::plain(url.parse().unwrap(), &schema, lease);
+    let mut session = schema_with(&at(&postgres_url()), 601);
+    let identity =
+        Identity { pipeline: "it", schema: &schema, client: "none", topics: &[], kafka_errors: &[], postgres_errors: &[] };
+    let metrics = Metrics::new(identity);
+    let (stopper, stop) = group(&Arc::default());
+    let flow = Flow::new();
+    let unsettled = flow.unsettled.clone();
+    let settler = Settler {
+        link: Link::new(&at(&through), "it", "settler"),
+        unsettled: flow.unsettled,
+        health: Health::new(metrics.clone()),
+        metrics,
+        stop,
+    };
+    let (to_settler, process) = bounded(1);
+    let (to_outcomes, outcomes) = flow.outcomes;
+    let thread = std::thread::spawn(move || settler.run(&process, &outcomes));
+    to_settler.send(1).unwrap();
+    let outcome = |id: i64| Settlement {
+        id,
+        lease: 7,
+        attempt: 1,
+        what: Settled::Delivered(Tried {
+            outcome: Outcome::Delivered,
+            status: Some(200),
+            sent: Sent::Yes,
+            latency: Duration::from_millis(1),
+            error: None,
+        }),
+    };
+    proxy.tell("refuse");
+    to_outcomes.send(outcome(1)).unwrap();
+    eventually("the first cannot be written", || unsettled.load(Ordering::Acquire));
+    (2..=601).for_each(|id| to_outcomes.send(outcome(id)).unwrap());
+    // The rest cannot be written either, for as long as this row is held.
+    let mut holder = postgres::Client::connect(&postgres_url(), postgres::NoTls).unwrap();
+    holder.batch_execute(&format!("begin; select from \"{schema}\".delivery where id > 1 for update")).unwrap();
+    proxy.tell("pass");
+    let mut open = || session.client().query_one("select count(*) from delivery", &[]).unwrap().get::<_, i64>(0);
+    eventually("the first is written", || open() == 600);
+    throughout(Duration::from_secs(1), "claims wait for the others", || unsettled.load(Ordering::Acquire));
+    holder.batch_execute("rollback").unwrap();
+    eventually("claims go on", || !unsettled.load(Ordering::Acquire));
+    assert_eq!(open(), 0, "all were written before that");
+    drop((to_outcomes, stopper));
+    thread.join().unwrap().unwrap();
+    session.client().batch_execute(&format!("drop schema \"{schema}\" cascade")).unwrap();
+}
 
 #[test]
 fn a_wake_up_is_enough_even_if_nobody_polls_for_an_hour() {
     let schema = unique("it_claimer");
     let lease = Duration::from_secs(60);
-    let config =
-        config::Postgres { client: postgres_url().parse().unwrap(), schema: schema.clone(), migrate: true, lease, pool_size: 1 };
-    let role = || Role { pipeline: "it".to_owned(), role: "test" };
-    migrate(&mut Session::connect(&config, &role()).unwrap(), &schema).unwrap();
-    let mut session = Session::connect(&config, &role()).unwrap();
-    session.client().batch_execute("insert into pipeline (name) values ('it'); insert into topic (name) values ('t')").unwrap();
-
+    let config = config::Postgres::plain(postgres_url().parse().unwrap(), &schema, lease);
+    let mut session = schema_with(&config, 0);
     let identity =
         Identity { pipeline: "it", schema: &schema, client: "none", topics: &[], kafka_errors: &[], postgres_errors: &[] };
     let metrics = Metrics::new(identity);

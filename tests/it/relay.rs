@@ -1,6 +1,5 @@
 //! The whole way: real Kafka, real PostgreSQL, a real HTTP service, the real binary.
 
-use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,15 +10,6 @@ use serde_json::json;
 
 use crate::rig::{Ledger, Proxy, Relay, Topic, bootstrap, eventually, ids, transaction};
 
-/// All of these were accepted, and how often in all.
-#[track_caller]
-fn delivered(ledger: &Ledger, expected: &[String]) {
-    let accepted: BTreeSet<String> = ledger.accepted().into_iter().collect();
-    let missing: Vec<&String> = expected.iter().filter(|id| !accepted.contains(*id)).take(5).collect();
-    assert!(missing.is_empty(), "not delivered: {missing:?}");
-    assert_eq!(accepted.len(), expected.len(), "something was delivered that nobody sent");
-}
-
 #[test]
 fn what_is_produced_is_delivered_byte_for_byte_with_its_headers() {
     let (topic, ledger) = (Topic::new(3), Ledger::start());
@@ -29,7 +19,7 @@ fn what_is_produced_is_delivered_byte_for_byte_with_its_headers() {
     relay.start();
     eventually("all delivered", || ledger.count("accepted") == 300);
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
-    delivered(&ledger, &sent);
+    ledger.has_exactly(&sent);
     assert_eq!(ledger.count("requests"), 300);
     let request = &ledger.requests("t-7")[0];
     assert_eq!(request["bytes"].as_u64(), Some(transaction("t-7").len() as u64), "{request}");
@@ -60,7 +50,7 @@ fn kill_9_under_load_loses_nothing() {
     eventually("all delivered", || ledger.count("accepted") == 6000);
     eventually("all settled", || relay.count("select count(*) from delivery") == 0);
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
-    delivered(&ledger, &sent);
+    ledger.has_exactly(&sent);
     // Each kill can repeat what was sent and not settled: what was in flight, and the settler's batches.
     assert!(ledger.count("accepted_twice") <= 2 * (16 + 1024), "{}", ledger.summary());
     relay.balanced();
@@ -82,7 +72,7 @@ fn a_clean_stop_under_load_sends_nothing_twice_and_exits_0() {
     relay.start();
     eventually("all delivered", || ledger.count("accepted") == 4000);
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
-    delivered(&ledger, &sent);
+    ledger.has_exactly(&sent);
     assert_eq!(ledger.count("requests"), 4000, "each was sent once");
     relay.balanced();
 }
@@ -146,7 +136,7 @@ fn an_outage_creates_no_dead_letter() {
     eventually("all delivered", || ledger.count("accepted") == 800);
     eventually("all settled", || relay.count("select count(*) from delivery") == 0);
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
-    delivered(&ledger, &sent);
+    ledger.has_exactly(&sent);
     assert_eq!(relay.count("select count(*) from dead"), 0, "nothing is dead");
     assert_eq!(ledger.count("accepted_twice"), 0);
     relay.balanced();
@@ -277,7 +267,7 @@ fn a_record_is_in_postgresql_before_its_kafka_offset_can_be_committed() {
     eventually("all delivered", || ledger.count("accepted") == sent.len() as u64);
     eventually("all settled", || relay.count("select count(*) from delivery") == 0);
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
-    delivered(&ledger, &sent);
+    ledger.has_exactly(&sent);
     assert!(relay.log().contains("was committed although its answer was lost"), "no COMMIT was in doubt:\n{}", relay.log());
     relay.balanced();
     assert_eq!(committed(&relay, &topic.name, 1), sent.len() as i64, "a clean stop commits what is stored");

@@ -8,7 +8,7 @@ use txrelay::core::outcome::{Outcome, Sent};
 use txrelay::core::record::{Record, TopicPartition};
 use txrelay::store::{
     Advance, Batch, Candidate, Claimant, Floor, Ingested, LeaseTime, Leased, Pool, Reject, Role, Room, SchemaState, Session,
-    Settled, Settlement, StoreError, Topics, Tried, Writer, ensure_pipeline, migrate, print_sql, schema_state,
+    Settled, Settlement, StoreError, Topics, Tried, Writer, ensure_pipeline, migrate, print_sql, reader_role, schema_state,
 };
 
 use crate::rig::{postgres_url, unique};
@@ -28,13 +28,7 @@ pub struct Store {
 }
 
 pub fn postgres(schema: &str) -> config::Postgres {
-    config::Postgres {
-        client: postgres_url().parse().expect("a DSN"),
-        schema: schema.to_owned(),
-        migrate: true,
-        lease: LEASE,
-        pool_size: 2,
-    }
+    config::Postgres::plain(postgres_url().parse().expect("a DSN"), schema, LEASE)
 }
 
 pub fn role() -> Role {
@@ -190,9 +184,18 @@ fn several_processes_may_migrate_at_once() {
 fn what_is_printed_is_what_migrate_would_do() {
     let config = postgres(&unique("it_printed"));
     let mut session = Session::connect(&config, &role()).expect("connects");
-    session.client().batch_execute(&print_sql(&config.schema)).expect("runs as it is");
-    assert_eq!(schema_state(&mut session).expect("looked"), SchemaState::Ready);
-    session.client().batch_execute(&format!("drop schema \"{}\" cascade", config.schema)).expect("dropped");
+    let daemon = unique("it_daemon");
+    let reader = reader_role(&config.schema);
+    for round in ["on an empty database", "where the roles are there"] {
+        session.client().batch_execute(&print_sql(&config.schema, &daemon)).expect(round);
+        assert_eq!(schema_state(&mut session).expect("looked"), SchemaState::Ready);
+        let allowed = "select has_table_privilege($1, 'tx', 'insert') and not has_table_privilege($1, 'audit_log', 'select') \
+             and has_table_privilege($2, 'transaction_status', 'select') and not has_table_privilege($2, 'tx', 'select')";
+        let allowed: bool = session.client().query_one(allowed, &[&daemon, &reader]).expect("answers").get(0);
+        assert!(allowed, "{round}");
+        session.client().batch_execute(&format!("drop schema \"{}\" cascade", config.schema)).expect("dropped");
+    }
+    session.client().batch_execute(&format!("drop role \"{daemon}\"; drop role \"{reader}\"")).expect("dropped");
 }
 
 #[test]

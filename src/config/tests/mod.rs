@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod reload;
 mod values;
 
 use super::{Config, keys, load};
@@ -37,7 +38,7 @@ impl Drop for Folder {
 
 const FIVE_LINES: &str = r#"kafka.brokers = ["kafka-1:9092"]
 kafka.topics = ["payments"]
-postgres.url = "postgresql://txrelay@db/txrelay"
+postgres.url = "postgresql://txrelay@db/txrelay?sslmode=verify-full"
 downstream.url = "https://ledger.internal/transactions"
 log.level = "info"
 "#;
@@ -282,10 +283,14 @@ fn the_shipped_reference_loads_as_it_is_and_with_everything_in_it() {
     let text = |c: &Config| {
         let mut c = c.clone();
         c.file = PathBuf::new();
+        c.view = super::View::default();
         c.kafka.start = None;
         format!("{c:?}")
     };
     assert_eq!(text(&full), text(&bare));
+    let optional = |key: &&&keys::Key| !matches!(key.given, keys::Given::Required(_));
+    let differing: Vec<&str> = full.view.differing(&bare.view).iter().filter(optional).map(|key| key.path).collect();
+    assert_eq!(differing, ["kafka.start"], "the one key whose example is not its default");
     for key in keys::KEYS {
         let name = key.path.rsplit('.').next().expect("a name");
         let lines = all.lines().filter(|l| l.starts_with(&format!("{name} = "))).count();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{BASE, FIVE_LINES, Folder, accepts, check, check_set, read, refuses};
-use crate::config::{Start, load};
+use crate::config::{Start, TlsMode, load};
 use crate::core::identify::IdRule;
 
 #[test]
@@ -17,7 +17,11 @@ fn a_password_comes_from_its_file() {
     check_set(BASE, &[&set], &["--set: postgres.password_file: /..."]);
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("chmod");
     let config = accepts(&[&set]);
-    assert_eq!(config.postgres.client.get_password(), Some(b"hunter2".as_slice()));
+    assert_eq!(config.postgres.password.read(), Ok(Some(b"hunter2".to_vec())));
+    folder.write("password", "hunter3");
+    assert_eq!(config.postgres.password.read(), Ok(Some(b"hunter3".to_vec())), "a new password needs no restart");
+    std::fs::remove_file(&file).expect("removed");
+    assert!(config.postgres.password.read().expect_err("gone").contains("cannot be read"));
     assert!(!format!("{config:?}").contains("hunter2"));
 }
 
@@ -40,12 +44,6 @@ fn what_belongs_to_later_versions_is_refused_and_not_ignored() {
         assert!(problems[0].contains(&format!(": {key}: this version does not have ")), "{problems:?}");
     }
     check(&format!("{BASE}[downstream.tls]\nca_file = \"\"\n"), &["F:8:13: downstream.tls: this version does not have..."]);
-    for mode in ["require", "verify-ca", "verify-full"] {
-        refuses("postgres.url", &format!("postgresql://db/x?sslmode={mode}"), "does not have TLS to PostgreSQL yet");
-    }
-    for word in ["sslrootcert", "sslcert", "sslkey"] {
-        refuses("postgres.url", &format!("host=db {word}=/x"), &format!("holds {word}, and this version does not have TLS"));
-    }
     accepts(&["downstream.rate_limit=0"]);
 }
 
@@ -94,9 +92,47 @@ fn connection_strings_of_both_forms_are_taken() {
         ("host=a options='-c x=y'", "options, which txrelay sets itself"),
         ("host=a service=x", "a word that is not supported"),
         ("host=a sslmode=sometimes", "holds an sslmode"),
+        ("host=/run/postgresql,b", "sockets and hosts together"),
     ] {
         refuses("postgres.url", url, part);
     }
+}
+
+#[test]
+fn tls_to_postgresql_is_what_libpqs_words_say() {
+    let tls = |url: &str| accepts(&[&format!("postgres.url={url}")]).postgres.tls;
+    for (words, mode) in [
+        ("", TlsMode::Prefer),
+        ("sslmode=disable", TlsMode::Disable),
+        ("sslmode=prefer", TlsMode::Prefer),
+        ("sslmode=require", TlsMode::Require),
+        ("sslmode=verify-ca", TlsMode::VerifyCa),
+        ("ssl%6Dode=verify-full", TlsMode::VerifyFull),
+        ("sslrootcert=system", TlsMode::VerifyFull),
+        ("sslrootcert=&sslcert=&sslkey=", TlsMode::Prefer),
+    ] {
+        assert_eq!(tls(&format!("postgresql://u@a,b/db?connect_timeout=3&{words}")).mode, mode, "{words}");
+        if !words.contains(['%', '&']) {
+            assert_eq!(tls(&format!("host=a user='it s' {words} dbname=db")).mode, mode, "{words}");
+        }
+    }
+    let folder = Folder::new();
+    let junk = folder.write("junk.pem", "-----BEGIN CERTIFICATE-----\nhunter2\n-----END CERTIFICATE-----\n");
+    let junk = junk.display();
+    for (words, part) in [
+        ("sslmode=allow", "holds an sslmode that is none"),
+        ("sslmode=verify-ca&sslrootcert=system", "goes with sslmode=verify-full"),
+        ("sslrootcert=/nonexistent/ca.pem", "sslrootcert: /nonexistent/ca.pem cannot be read"),
+        ("sslrootcert=ca.pem", "sslrootcert: must be an absolute path"),
+        (&format!("sslrootcert={junk}"), "holds no certificate in PEM form"),
+        ("sslcert=/c.pem", "sslcert without sslkey"),
+        ("sslkey=/k.pem", "sslkey without sslcert"),
+        (&format!("sslcert={junk}&sslkey={junk}"), "sslcert: "),
+        ("sslcrl=/x", "holds sslcrl, which is not supported"),
+    ] {
+        refuses("postgres.url", &format!("postgresql://db/x?{words}"), part);
+    }
+    refuses("postgres.url", "host=/run/postgresql sslmode=require", "TLS over a socket");
 }
 
 #[test]

@@ -1,0 +1,68 @@
+//! A thread's way to PostgreSQL across outages.
+
+use std::time::Duration;
+
+use super::patience::Patience;
+use super::session::Timeouts;
+use super::{Role, Session, StoreError};
+use crate::config;
+
+/// A thread's way to PostgreSQL: at most one session, made when needed, dropped when it fails, with waits that grow.
+pub struct Link {
+    postgres: config::Postgres,
+    role: Role,
+    patience: Patience,
+    session: Option<Session>,
+    failures: u32,
+}
+
+impl Link {
+    /// Connects to nothing yet.
+    pub fn new(postgres: &config::Postgres, pipeline: &str, role: &'static str) -> Self {
+        let role = Role { pipeline: pipeline.to_owned(), role };
+        let patience = Patience::new(Some(Timeouts::of(postgres.lease).answer));
+        Self { postgres: postgres.clone(), role, patience, session: None, failures: 0 }
+    }
+
+    /// Tells how long PostgreSQL has owed this link an answer; for whoever watches its thread.
+    pub fn patience(&self) -> Patience {
+        self.patience.clone()
+    }
+
+    /// The session, connected if need be (one try).
+    pub fn session(&mut self) -> Result<&mut Session, StoreError> {
+        if self.session.is_none() {
+            let connected = Session::connect_with(&self.postgres, &self.role, self.patience.clone());
+            let session = connected.inspect_err(|_| self.failed_once())?;
+            self.session = Some(session);
+        }
+        Ok(self.session.as_mut().expect("set above"))
+    }
+
+    /// Does `work` on the session and notes how it went: a lost connection is dropped here.
+    pub fn run<T>(&mut self, work: impl FnOnce(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let result = self.session().and_then(work);
+        match &result {
+            Ok(_) => self.failures = 0,
+            Err(StoreError::Connection(_)) => {
+                if self.session.take().is_some() {
+                    self.failed_once();
+                }
+            }
+            Err(StoreError::Value(_) | StoreError::Constraint(_) | StoreError::Fenced(_)) => {}
+            Err(_) => self.failed_once(),
+        }
+        result
+    }
+
+    fn failed_once(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// How long to wait before the next try: 50 ms doubling to 3 s, with equal jitter, so that many processes do not meet a
+    /// server that has just come back at the same moment. `jitter` in 0..1.
+    pub fn pause(&self, jitter: f64) -> Duration {
+        let longest = Duration::from_millis(50).saturating_mul(1 << self.failures.min(7)).min(Duration::from_secs(3));
+        longest.mul_f64(0.5 + jitter / 2.0)
+    }
+}

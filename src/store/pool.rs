@@ -1,0 +1,78 @@
+//! Connections for work that is not on the way of a transaction.
+
+use std::time::{Duration, Instant};
+
+use postgres::Client;
+use r2d2_postgres::PostgresConnectionManager;
+
+use super::connector::Connector;
+use super::patience::Patience;
+use super::session::{Connection, Timeouts, client_config, settings};
+use super::{Role, Session, StoreError};
+use crate::config;
+
+/// Connections for work that is not on the way of a transaction: upkeep.
+pub struct Pool {
+    postgres: config::Postgres,
+    role: Role,
+    patience: Patience,
+    pool: Option<r2d2::Pool<PostgresConnectionManager<Connector>>>,
+    built_at: Instant,
+}
+
+#[derive(Debug)]
+struct Prepare(String);
+
+impl r2d2::CustomizeConnection<Client, postgres::Error> for Prepare {
+    fn on_acquire(&self, client: &mut Client) -> Result<(), postgres::Error> {
+        client.batch_execute(&self.0)
+    }
+}
+
+impl Pool {
+    /// Connects to nothing yet: a missing database does not stop the start.
+    pub fn new(postgres: &config::Postgres, pipeline: &str) -> Self {
+        let role = Role { pipeline: pipeline.to_owned(), role: "upkeep" };
+        let patience = Patience::new(Some(Timeouts::of(postgres.lease).answer));
+        Self { postgres: postgres.clone(), role, patience, pool: None, built_at: Instant::now() }
+    }
+
+    fn build(&self) -> Result<r2d2::Pool<PostgresConnectionManager<Connector>>, StoreError> {
+        let connector = Connector::new(&self.postgres.tls, self.patience.clone());
+        let manager = PostgresConnectionManager::new(client_config(&self.postgres, &self.role)?, connector);
+        Ok(r2d2::Pool::builder()
+            .max_size(self.postgres.pool_size)
+            .min_idle(Some(0))
+            .connection_timeout(Duration::from_secs(6))
+            .error_handler(Box::new(r2d2::NopErrorHandler))
+            .connection_customizer(Box::new(Prepare(settings(&self.postgres))))
+            .build_unchecked(manager))
+    }
+
+    /// A session on one of the pool's connections.
+    pub fn session(&mut self) -> Result<Session, StoreError> {
+        let pool = match self.pool.take() {
+            Some(pool) => pool,
+            None => {
+                self.built_at = Instant::now();
+                self.build()?
+            }
+        };
+        let client = pool.get().map_err(|e| StoreError::Connection(e.to_string()));
+        self.pool = Some(pool);
+        Ok(Session::on(Connection::Pooled(Box::new(client?))))
+    }
+
+    /// After a failure: makes the pool anew, with the password as it is now, at most once a minute (each has threads of its
+    /// own, which end when what they do has ended).
+    pub fn renew(&mut self) {
+        if self.built_at.elapsed() >= Duration::from_secs(60) {
+            self.pool = None;
+        }
+    }
+
+    /// See [`Link::patience`].
+    pub fn patience(&self) -> Patience {
+        self.patience.clone()
+    }
+}
