@@ -186,7 +186,8 @@ fn start(current: &Current) -> anyhow::Result<Running> {
     let (to_consumer, for_consumer) = bounded(1);
     let (to_claimer, for_claimer) = bounded(1);
     let (to_settler, for_settler) = bounded(1);
-    let open_deliveries = Arc::new(AtomicI64::new(0));
+    // Not counted yet.
+    let open_deliveries = Arc::new(AtomicI64::new(-1));
     let keeper = Upkeep {
         config: current.clone(),
         open: open_deliveries.clone(),

@@ -32,6 +32,8 @@ const FIRST_CHECK: Duration = Duration::from_secs(2);
 /// How often topic ids are compared once all topics are there. The answer may wait 0.2 s behind a fetch: once in 10 s it
 /// showed in p99 (249 ms at 500/s).
 const DESCRIBE: Duration = Duration::from_secs(60);
+/// How long a start waits for the first count of what is open.
+const COUNTED: Duration = Duration::from_secs(10);
 /// One question for a partition's end.
 const WATERMARK: Duration = Duration::from_secs(2);
 
@@ -69,7 +71,7 @@ pub struct Consumer {
 pub struct Parts {
     /// The pipeline, as last reloaded.
     pub config: Current,
-    /// Open deliveries as last counted: too many stop reading.
+    /// Open deliveries as last counted, negative before the first count: too many stop reading.
     pub open_deliveries: Arc<AtomicI64>,
     /// Its own connection.
     pub link: Link,
@@ -191,6 +193,9 @@ impl Consumer {
         self.described_at = None;
         // A new source is not paused.
         self.backlog_full = false;
+        if self.wait_for_count() {
+            return Ok(Leave::Stop);
+        }
         if let Some(leave) = self.heed_backlog(source) {
             return Ok(leave);
         }
@@ -237,6 +242,19 @@ impl Consumer {
             }
             self.note_source(source);
         }
+    }
+
+    /// At a start nobody has counted yet what is open, and a full backlog must not grow with every restart. Returns whether it
+    /// was told to stop meanwhile. A count that fails or takes very long is not waited for: what it would say may never be known.
+    fn wait_for_count(&self) -> bool {
+        let began = Instant::now();
+        let is_unknown = || self.open_deliveries.load(Ordering::Relaxed) < 0 && self.current.get().kafka.backlog_max.is_some();
+        while is_unknown() && began.elapsed() < COUNTED {
+            if self.stop.wait(Duration::from_millis(10)) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Stops reading while too much is open, and goes on when less is. The source is polled all the same, so that the group

@@ -58,8 +58,6 @@ impl Upkeep {
             );
         }
         if let Some(step) = postgres {
-            // It was by the old clock; leases and due times further on are looked at by the new one.
-            rounds.expired_until = None;
             if step.forward {
                 log::warn!(
                     "PostgreSQL's clock has jumped {}: waits and leases end that much sooner, and what was being sent may be sent again",
@@ -67,6 +65,8 @@ impl Upkeep {
                 );
             } else {
                 log::warn!("PostgreSQL's clock has jumped {}: what waits is moved to the new time", words(step));
+                // It lies ahead of the new clock. After a jump forward the window has all that has run out by it.
+                rounds.expired_until = None;
                 session.note_clock_back(step.by, step.within + SAME_STEP)?;
             }
         }

@@ -11,6 +11,8 @@ use crate::store::{DuplicatePlace, Gauges, ProcessId, Purged, Session, StoreErro
 
 /// No pass before this after a start, so that the start is not slowed.
 const AFTER_START: Duration = Duration::from_secs(10);
+/// After a step that failed or was another process's.
+const AGAIN: Duration = Duration::from_secs(60);
 /// How much of a round the steps may take: the other half and the waits between rounds are everybody else's.
 const BUDGET: Duration = Duration::from_millis(400);
 /// A step that is slower than this is followed by smaller ones, a fast one by larger ones.
@@ -76,8 +78,23 @@ impl Retention {
 }
 
 impl Upkeep {
-    /// This round's share of a pass, if one is due.
+    /// This round's share of a pass, if one is due. A role that may not delete, or a disk that is full, is retention's affair: the
+    /// process does all of its other work.
     pub(super) fn retain(&mut self, session: &mut Session, process: ProcessId, rounds: &mut Rounds) -> Result<(), StoreError> {
+        match self.share(session, process, rounds) {
+            Err(error) if !matches!(error, StoreError::Connection(_)) => {
+                rounds.retention.look_at = Instant::now() + AGAIN;
+                self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
+                if let Some(note) = self.throttle.admit("retention failed", Instant::now()) {
+                    log::warn!("retention failed, will try again in a minute: {error}{note}");
+                }
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn share(&mut self, session: &mut Session, process: ProcessId, rounds: &mut Rounds) -> Result<(), StoreError> {
         let now = Instant::now();
         if rounds.retention.pass.is_none() && (!rounds.retention.is_due || now < rounds.retention.look_at) {
             return Ok(());
@@ -96,10 +113,11 @@ impl Upkeep {
         pass.keep = keep;
         loop {
             let began = Instant::now();
-            match pass.step(session, process, retention.rows)? {
+            let stepped = pass.step(session, process, retention.rows).inspect_err(|_| retention.adapt(SLOW * 2))?;
+            match stepped {
                 Stepped::NotOurs => {
                     // Another process is at it, or has just done it.
-                    retention.look_at = Instant::now() + Duration::from_secs(60);
+                    retention.look_at = Instant::now() + AGAIN;
                     return Ok(());
                 }
                 Stepped::Ended => {

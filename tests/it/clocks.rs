@@ -194,3 +194,40 @@ fn txrelays_own_clock_an_hour_forward_and_back_stops_nothing_and_retention_waits
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
     assert_eq!(ledger.count("requests"), 150, "each was sent once");
 }
+
+#[test]
+fn a_clock_years_ahead_deletes_nothing() {
+    const YEARS: i64 = 3 * 366 * 86_400;
+    let (cluster, topic, ledger) = (Cluster::start(), Topic::new(1), Ledger::start());
+    let mut relay = Relay::on(&topic.name, &ledger.url(), &cluster.dsn, "");
+    topic.transactions(ids("young", 0..20));
+    // PostgreSQL's alone, from the start.
+    cluster.clock.set(YEARS);
+    relay.start();
+    eventually("all settled", || relay.count("select count(*) from attempt where outcome = 1") == 20);
+    cluster.clock.set(0);
+    relay
+        .sql()
+        .batch_execute(
+            "update attempt set finished_at = now() - interval '1 h'; update tx set received_at = now() - interval '1 h'",
+        )
+        .expect("by the right clock");
+    cluster.clock.set(YEARS);
+    eventually("retention waits", || relay.log().contains("retention waits: PostgreSQL's clock and this machine's are"));
+    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
+    assert_eq!(relay.count("select count(*) from tx"), 20);
+
+    // Both, as where they are one machine's, and while it runs.
+    cluster.clock.set(0);
+    for (key, value) in cluster.clock.environment() {
+        relay.env(&key, &value);
+    }
+    relay.start();
+    topic.transactions(ids("later", 0..1));
+    eventually("it runs", || ledger.count("accepted") == 21);
+    cluster.clock.set(YEARS);
+    eventually("retention waits", || relay.log().contains("retention waits: a clock was set forward"));
+    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
+    assert_eq!(relay.count("select count(*) from tx"), 21);
+    assert_eq!(relay.count("select count(*) from pipeline where retention_ended_at is null"), 1);
+}

@@ -485,3 +485,25 @@ fn one_of_two_processes_does_the_pass_and_what_is_kept_for_ever_stays() {
     assert_eq!(relay.metric("ledger_imbalance{equation=\"ingested\"}"), Some(0.0));
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
 }
+
+#[test]
+fn retention_that_fails_says_so_and_stops_nothing_else() {
+    let (topic, ledger) = (Topic::new(1), Ledger::start());
+    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
+    assert!(relay.command(&["migrate"]).status().expect("runs").success());
+    let mut sql = relay.sql();
+    sql.batch_execute(
+        "create function refuse() returns trigger language plpgsql as $$ begin raise insufficient_privilege using message = 'may not delete'; end $$; \
+         create trigger refuse before delete on resolved for each row execute function refuse(); \
+         insert into resolved (id, resolved_at, who, reason) values (1, now() - interval '91 days', '', '')",
+    )
+    .expect("nobody may delete");
+    relay.start();
+    eventually("it says so", || relay.log().contains("retention failed, will try again in a minute: may not delete"));
+    topic.transactions(ids("on", 0..20));
+    eventually("it delivers", || ledger.count("accepted") == 20);
+    assert_eq!(relay.metric("stalled{reason=\"postgres\"}"), Some(0.0));
+    eventually("it is counted as an error", || relay.metric("postgres_errors_total{kind=\"not_permitted\"}") == Some(1.0));
+    assert_eq!(relay.metric("retention_last_success_timestamp_seconds"), Some(0.0));
+    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
+}
