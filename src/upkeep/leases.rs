@@ -61,7 +61,7 @@ impl Upkeep {
         let furthest = retry.cap.max(config.gate.probe_cap).max(retry_after_clamp).max(config.postgres.lease);
         let pulled = session.pull_in(furthest + Duration::from_secs(60))?;
         if pulled > 0 {
-            log::warn!(rows = pulled; "{pulled} deliveries lay further ahead than any rule allows: was PostgreSQL's clock set back?");
+            log::warn!(rows = pulled; "{pulled} deliveries lay further ahead than any rule allows: was PostgreSQL's clock set back, or a limit of retry lowered?");
         }
         Ok(())
     }
