@@ -33,7 +33,7 @@ const FIRST_CHECK: Duration = Duration::from_secs(2);
 /// showed in p99 (249 ms at 500/s).
 const DESCRIBE: Duration = Duration::from_secs(60);
 /// How long a start waits for the first count of what is open.
-const COUNTED: Duration = Duration::from_secs(10);
+const COUNTED: Duration = Duration::from_secs(3);
 /// One question for a partition's end.
 const WATERMARK: Duration = Duration::from_secs(2);
 
