@@ -248,7 +248,7 @@ impl Consumer {
     /// was told to stop meanwhile. A count that fails or takes very long is not waited for: what it would say may never be known.
     fn wait_for_count(&self) -> bool {
         let began = Instant::now();
-        let is_unknown = || self.open_deliveries.load(Ordering::Relaxed) < 0 && self.current.get().kafka.backlog_max.is_some();
+        let is_unknown = || self.open_deliveries.load(Ordering::Relaxed) < 0 && self.config.get().kafka.backlog_max.is_some();
         while is_unknown() && began.elapsed() < COUNTED {
             if self.stop.wait(Duration::from_millis(10)) {
                 return true;

@@ -199,7 +199,7 @@ fn txrelays_own_clock_an_hour_forward_and_back_stops_nothing_and_retention_waits
 fn a_clock_years_ahead_deletes_nothing() {
     const YEARS: i64 = 3 * 366 * 86_400;
     let (cluster, topic, ledger) = (Cluster::start(), Topic::new(1), Ledger::start());
-    let mut relay = Relay::on(&topic.name, &ledger.url(), &cluster.dsn, "");
+    let mut relay = Relay::on(&topic.name, &ledger.url(), &cluster.dsn, &cluster.dsn, "");
     topic.transactions(ids("young", 0..20));
     // PostgreSQL's alone, from the start.
     cluster.clock.set(YEARS);
