@@ -32,6 +32,9 @@ clean_up() {
     kill -s KILL -- "-$job" 2>/dev/null || true
   fi
   [ ! -s "$dir/kafka/state" ] || "$here/kafka.sh" down "$dir/kafka" || true
+  # Clusters of tests that were broken off.
+  local left
+  for left in "$dir"/cmd/pg-*; do [ ! -d "$left" ] || "$here/pg.sh" drop "$left" || true; done
   [ ! -s "$dir/pg/port" ] || "$here/pg.sh" down "$dir/pg" -m immediate || true
   rm -rf "$dir"
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use postgres::{Client, NoTls};
 
-use super::unique;
+use super::{env, unique};
 
 /// Small, because several run at once; durable, because that is what is tested.
 const SMALL: [&str; 8] =
@@ -37,7 +37,8 @@ impl Pg {
 
     #[track_caller]
     fn new(command: &str, options: &[&str]) -> Self {
-        let directory = std::env::temp_dir().join(unique("txrelay-pg"));
+        // In the folder of with-bed.sh, which drops what is left there when a run is broken off.
+        let directory = Path::new(&env("TXRELAY_TEST_DIR")).join(unique("pg"));
         let mut cluster = Self { directory, dsn: String::new() };
         let options: Vec<&str> = options.iter().copied().chain(SMALL).collect();
         cluster.dsn = cluster.tell(command, &options).trim().to_owned();
