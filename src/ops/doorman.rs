@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::fstat;
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionread};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use super::pulse;
@@ -18,6 +18,7 @@ use super::stop::Stop;
 
 /// Most connections at once: many times what scrapers and people need, and so many threads at most.
 const OPEN_MAX: usize = 64;
+const UNREAD_MAX: u64 = 16 << 10;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Looks once a second until told to stop.
@@ -84,14 +85,14 @@ fn connection(process: &OwnedFd, (descriptor, inode): Socket, listening: SocketA
 
 struct Doorman {
     listening: SocketAddr,
-    /// Connections by inode: since when, and whether its client did not read at the last look.
+    /// Connections by inode: since when, and whether its client behaved badly at the last look.
     seen: HashMap<u64, (Instant, bool)>,
     /// Sockets that are something else, so that they are not duplicated each second.
     others: HashSet<u64>,
 }
 
 impl Doorman {
-    /// Shuts the oldest connections beyond the bound, and those whose clients have let answers pile up for two looks.
+    /// Shuts the oldest connections beyond the bound, and those whose clients behave badly at two looks in a row.
     fn look(&mut self, now: Instant) -> std::io::Result<()> {
         let process = pidfd_open(getpid(), PidfdFlags::empty())?;
         let sockets = sockets()?;
@@ -105,15 +106,15 @@ impl Doorman {
                 others.insert(socket.1);
                 continue;
             };
-            let (since, was_full) = self.seen.get(&socket.1).copied().unwrap_or((now, false));
-            let is_full = !is_writable(&stream);
-            if was_full && is_full {
+            let (since, was_bad) = self.seen.get(&socket.1).copied().unwrap_or((now, false));
+            let is_bad = !is_writable(&stream) || is_flooding(&stream);
+            if was_bad && is_bad {
                 // It may have been closed in the meantime.
                 let _ = stream.shutdown(Shutdown::Both);
                 continue;
             }
             // tiny_http has two descriptors for one connection.
-            if seen.insert(socket.1, (since, is_full)).is_none() {
+            if seen.insert(socket.1, (since, is_bad)).is_none() {
                 open.push(((since, socket.1), stream));
             }
         }
@@ -128,6 +129,13 @@ impl Doorman {
     }
 }
 
+/// tiny_http takes what comes at once, into memory, for there may always be one more byte of a request line. Only who sends
+/// faster than it can read leaves so much behind: a request that only waits for a thread is far smaller.
+fn is_flooding(stream: &TcpStream) -> bool {
+    ioctl_fionread(stream).is_ok_and(|unread| unread > UNREAD_MAX)
+}
+
+/// Not, while answers pile up that the client does not read.
 fn is_writable(stream: &TcpStream) -> bool {
     let mut look = [PollFd::new(stream, PollFlags::OUT)];
     // An error is left to tiny_http.
@@ -204,6 +212,23 @@ mod tests {
         assert!(!is_shut(&mut clients[0]) && !is_shut(&mut clients[2]), "the others are not");
         let elsewhere = SocketAddr::new(listening.ip(), 1);
         assert!(!shut(elsewhere, clients[0].local_addr().expect("its address")), "it came in at another port");
+    }
+
+    #[test]
+    fn who_sends_more_than_is_read_is_shut_at_the_second_look() {
+        let mut port = Port::with(2);
+        let mut doorman = port.doorman();
+        port.clients[0].set_nonblocking(true).expect("possible");
+        while !is_flooding(&port.accepted[0]) {
+            // It takes no more for a moment.
+            let _ = port.clients[0].write(&[b'x'; 4096]);
+        }
+        port.clients[1].write_all(b"GET /").expect("sent");
+        doorman.look(Instant::now()).expect("permitted");
+        assert!(!is_shut(&mut port.clients[0]), "a moment is forgiven");
+        doorman.look(Instant::now()).expect("permitted");
+        let Port { mut clients, .. } = port;
+        assert!(is_shut(&mut clients[0]) && !is_shut(&mut clients[1]));
     }
 
     #[test]

@@ -43,7 +43,7 @@ fn survives(kind: &str, meet: impl Fn(&mut TcpStream)) {
         clients.iter_mut().filter(|_| kind == "drip").for_each(|client| drop(client.write(b"G")));
         ledger.count("accepted") == 1050
     });
-    assert!(relay.metric("workers") == Some(8.0), "/metrics answers");
+    eventually("/metrics answers", || relay.metric("workers") == Some(8.0));
     // With all of them still there.
     eventually("threads are few again", || relay.proc_status("Threads") < 100);
     eventually("descriptors are few again", || relay.descriptors() < descriptors + 2 * 64 + 20);
@@ -80,6 +80,34 @@ fn a_thousand_clients_that_never_read_their_answers_stop_nothing() {
 fn a_thousand_clients_that_announce_a_large_body_stop_nothing() {
     let head = "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n";
     survives("body", |client| drop(client.write_all(head.as_bytes())));
+}
+
+#[test]
+fn a_request_line_without_an_end_does_not_fill_the_memory() {
+    let mut relay = Relay::new(&unique("nothing"), "http://127.0.0.1:1/", "");
+    relay.start();
+    eventually("it serves", || relay.http("/livez").is_some());
+    let connections = |relay: &Relay| {
+        let port = format!(":{:04X} ", relay.connect().peer_addr().unwrap().port());
+        // Local address and port, the other end's, and 01: established.
+        let open =
+            |line: &&str| line.split_once(": ").is_some_and(|(_, rest)| rest[8..].starts_with(&port) && rest.contains(" 01 "));
+        std::fs::read_to_string("/proc/net/tcp").unwrap().lines().filter(open).count()
+    };
+    let mut client = relay.connect();
+    client.set_nonblocking(true).unwrap();
+    let mut sent = 0_u64;
+    eventually("it is shut", || {
+        while let Ok(n) = client.write(&[b'x'; 65536]) {
+            sent += n as u64;
+            assert!(sent < 4 << 30, "it takes whatever comes");
+        }
+        sent > 100_000 && connections(&relay) <= 1
+    });
+    let rss = relay.proc_status("VmHWM");
+    assert!(rss < 300 << 10, "{rss} kB after {sent} bytes");
+    assert!(relay.http("/metrics").is_some());
+    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
 }
 
 #[test]
