@@ -193,6 +193,7 @@ fn start(current: &Current) -> anyhow::Result<Running> {
         open: open_deliveries.clone(),
         pool: Pool::new(&config.postgres, &config.name),
         room: room.clone(),
+        unsettled: flow.unsettled.clone(),
         instance: instance.as_ref().map(|instance| instance.id),
         metrics: metrics.clone(),
         health: health.clone(),

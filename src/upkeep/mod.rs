@@ -8,7 +8,7 @@ mod leases;
 mod retention;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::Sender;
@@ -43,6 +43,8 @@ pub struct Upkeep {
     pub room: Arc<Room>,
     /// Open deliveries as last counted, for whoever must stop reading when they are too many.
     pub open: Arc<AtomicI64>,
+    /// Outcomes are kept that PostgreSQL does not have yet: their leases may have run out, and must not be taken from them.
+    pub unsettled: Arc<AtomicBool>,
     /// Of the locked state file; `None`: no sweep, only expiry.
     pub instance: Option<Uuid>,
     /// Series.
@@ -200,7 +202,10 @@ impl Upkeep {
             // What was on its way to PostgreSQL when a predecessor died comes within its timeouts; what comes later expires.
             rounds.sweep_at = (began.elapsed() * 2).max(ROUND);
         }
-        rounds.expired_until = self.expire(&mut session, rounds.expired_until)?;
+        // As the claimer: what was sent under a lease that ran out during an outage is settled first, or it would be sent again.
+        if !self.unsettled.load(Ordering::Acquire) {
+            rounds.expired_until = self.expire(&mut session, rounds.expired_until)?;
+        }
         if Instant::now() >= rounds.count_at {
             pulse::at("counting", pulse::REMOTE);
             let counting = Instant::now();
