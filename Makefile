@@ -21,6 +21,7 @@ demo: ## the main job on real Kafka and PostgreSQL, with an outage and a kill, e
 build: ## release build
 	@tests/bed/setup.sh
 	TXRELAY_REVISION=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) cargo build --release
+	@echo $(CARGO_TARGET_DIR)/release/txrelay
 
 test: ## unit, property and integration tests on real services (ARGS= goes to the test binaries)
 	@tests/bed/setup.sh

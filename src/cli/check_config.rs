@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{Exit, load, say};
+use super::{Exit, load_to_connect, say};
 use crate::config::value::show_duration;
 use crate::config::{Config, Method, OnLostPosition, Start, visible};
 use crate::core::identify::IdRule;
 
 /// Every problem on stderr, or `FILE: ok` and a summary on stdout.
 pub(super) fn check_config(file: &Path, sets: &[String]) -> Exit {
-    match load(file, sets) {
+    match load_to_connect(file, sets) {
         Ok(config) => {
             say(&format!("{}: ok\n{}", visible(&file.display().to_string()), summary(&config)));
             Exit::Done

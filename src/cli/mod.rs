@@ -108,7 +108,7 @@ enum Command {
     CheckConfig,
     /// Brings the schema up to date
     Migrate {
-        /// Print the SQL for a DBA to run, and change nothing
+        /// Print everything that a DBA needs on an empty database, and change nothing
         #[arg(long)]
         print_sql: bool,
     },
@@ -127,15 +127,18 @@ Without -c and -i, the one file in /etc/txrelay is meant.
 
 Examples:
   txrelay -i payments check-config          is /etc/txrelay/payments.toml right?
-  txrelay -i payments migrate --print-sql   what would be changed in the database?
+  txrelay -i payments migrate --print-sql   roles, schema and grants for a DBA, on an empty database
   systemctl enable --now txrelay@payments   start it now and at every boot
   txrelay -i payments status                how does it stand, and why?
   txrelay -c ./try.toml --set log.level=debug run
 
 Files:
   /etc/txrelay/NAME.toml                    one pipeline (0640 root:txrelay)
-  /usr/share/doc/txrelay/txrelay.toml       every key, its default, and why one would change it
+  PREFIX/share/doc/txrelay/txrelay.toml     every key, its default, and why one would change it
   /var/lib/txrelay/NAME/                    which process this is; survives restarts
+
+Environment:
+  PGUSER, PGPASSFILE                        role and password file, in place of the pipeline file's
 
 Exit status:
    0  done                                 69  PostgreSQL, Kafka or the service cannot be reached
@@ -183,7 +186,7 @@ fn load(file: &Path, sets: &[String]) -> Result<Config, Exit> {
     })
 }
 
-/// [`load`] for a command that talks to PostgreSQL: a password of the operator's own takes the place of the file's, which he may
+/// [`load`] for a command that a person runs: a password of the operator's own takes the place of the file's, which he may
 /// not be able to read.
 fn load_to_connect(file: &Path, sets: &[String]) -> Result<Config, Exit> {
     let mut sets = sets.to_vec();

@@ -108,6 +108,9 @@ impl TlsWords {
 }
 
 fn file(word: &str, path: &str) -> Result<PathBuf, String> {
+    if hidden(path) {
+        return Ok(path.into());
+    }
     secret::expand(path, |variable| std::env::var_os(variable)).map_err(|problem| format!("{word}: {problem}"))
 }
 

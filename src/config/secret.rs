@@ -56,12 +56,13 @@ pub(super) fn read(path: &str, env: impl Fn(&str) -> Option<OsString>) -> Result
 
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
-/// Whether a file is a credential that systemd shows to the main process only, and this is not it. Seen with systemd 252 and this
-/// unit's sandbox: what an ExecReload= runs to check the file (MAINPID is set for it) cannot judge credentials; the daemon does
-/// that when it reads the file itself.
+/// Whether a file is a credential that systemd shows to the main process only, and this is not it. What an ExecReload= runs to
+/// check the file (MAINPID is set for it) cannot judge credentials: with systemd 252 and this unit's sandbox they are not there
+/// (seen), and later versions do not even set the variable for it (systemd issue 35227). The daemon judges them when it reads
+/// the file itself.
 pub(super) fn is_hidden(path: &str, env: impl Fn(&str) -> Option<OsString>) -> bool {
     let is_control_process = env("MAINPID").is_some() && path.contains(CREDENTIALS);
-    is_control_process && expand(path, env).is_ok_and(|path| std::fs::metadata(path).is_err())
+    is_control_process && (env(CREDENTIALS).is_none() || expand(path, env).is_ok_and(|path| std::fs::metadata(path).is_err()))
 }
 
 /// The path with `${CREDENTIALS_DIRECTORY}` replaced.
@@ -138,6 +139,8 @@ mod tests {
         assert!(read(path, |_| None).expect_err("not set").contains("LoadCredential="));
         let reloading = |name: &str| Some(if name == "MAINPID" { "1".into() } else { "/nonexistent".into() });
         assert_eq!(read(path, reloading), Ok(Vec::new()), "systemd shows them to the main process only");
+        let later = |name: &str| (name == "MAINPID").then(|| "1".into());
+        assert_eq!(read(path, later), Ok(Vec::new()), "and later versions name no folder either");
         assert!(read("/nonexistent/pg", reloading).is_err(), "any other file is there for all");
         assert!(read("${HOME}/pg", |_| None).expect_err("other variable").contains("only ${CREDENTIALS_DIRECTORY}"));
         assert!(read("pg", |_| None).expect_err("relative").contains("absolute"));

@@ -15,6 +15,7 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 
 use super::pulse;
 use super::stop::Stop;
+use super::throttle::Throttle;
 
 /// Most connections at once: many times what scrapers and people need, and so many threads at most.
 const OPEN_MAX: usize = 64;
@@ -24,13 +25,13 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Looks once a second until told to stop.
 pub fn run(listening: SocketAddr, stop: &Stop) -> anyhow::Result<()> {
     let mut doorman = Doorman { listening, seen: HashMap::new(), others: HashSet::new() };
-    let mut is_said = false;
+    let mut throttle = Throttle::per_minute();
     loop {
         pulse::at("minding the metrics port", pulse::PROMPT);
         if let Err(error) = doorman.look(Instant::now())
-            && !std::mem::replace(&mut is_said, true)
+            && let Some(note) = throttle.admit("unbounded", Instant::now())
         {
-            log::debug!("connections to the metrics port are not bounded: {error}");
+            log::warn!("connections to the metrics port are not bounded: {error}{note}");
         }
         if stop.wait(LOOK) {
             return Ok(());

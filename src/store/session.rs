@@ -170,7 +170,9 @@ pub(super) fn client_config(postgres: &config::Postgres, role: &Role) -> Result<
         client.password(password);
     }
     client.application_name(&format!("txrelay/{}/{}", role.pipeline, role.role));
-    client.connect_timeout(client.get_connect_timeout().copied().unwrap_or(Duration::from_secs(5)));
+    // For each address of each host, so it is kept short: several that drop what is sent add up.
+    let connect = client.get_connect_timeout().copied().unwrap_or(Duration::from_secs(5));
+    client.connect_timeout(connect.min(Duration::from_secs(10)));
     client.target_session_attrs(postgres::config::TargetSessionAttrs::ReadWrite);
     // A silent peer is noticed in about 25 s, also while an answer is awaited.
     client.keepalives_idle(Duration::from_secs(10)).keepalives_interval(Duration::from_secs(5)).keepalives_retries(3);

@@ -80,7 +80,7 @@ impl Upkeep {
         let mut pause = Duration::from_millis(100);
         loop {
             // Migrations of a large schema take their time.
-            pulse::at("opening the store", Some(Duration::from_secs(4 * 3600)));
+            pulse::at("opening the store", pulse::REMOTE);
             let error = match self.try_open() {
                 Ok(process) => {
                     self.health.go("upkeep", "postgres");
@@ -117,9 +117,12 @@ impl Upkeep {
         match schema_state(&mut session)? {
             SchemaState::Ready => {}
             SchemaState::Behind { .. } if config.postgres.migrate => {
+                // It may rewrite a large table: for as long as it likes.
+                pulse::at("migrating", None);
                 // On a connection of its own: migrations change its timeouts.
                 let applied =
                     migrate(&mut Session::connect_patiently(&config.postgres, &role("migrate"))?, &config.postgres.schema)?;
+                pulse::at("opening the store", pulse::REMOTE);
                 grant(&mut session, &config.postgres.schema, config.postgres.client.get_user())?;
                 log::info!("schema {}: applied {}", config.postgres.schema, applied.join(", "));
             }

@@ -12,7 +12,7 @@ binary=${1:?which binary?}
 [ -x "$binary" ] || die "$binary is not there: build it first"
 binary=$(readlink -f "$binary")
 [ "$(id -u)" = 0 ] || die "needs root: it mounts, and boots a systemd (sudo make test-systemd)"
-for tool in systemd-nspawn mmdebstrap nsenter unshare; do
+for tool in systemd-nspawn mmdebstrap nsenter unshare pgrep findmnt; do
   have "$tool" || die "there is no $tool: run tests/bed/setup.sh --systemd"
 done
 
@@ -44,19 +44,34 @@ if [ -z "${TXRELAY_IN_NAMESPACES:-}" ]; then
     mounted=$unified
   fi
   group=$unified/txrelay-test.$$
+  inner=''
+  # shellcheck disable=SC2317 # called by the trap
+  leave_nothing() {
+    trap '' INT TERM HUP
+    if [ -n "$inner" ] && kill -s TERM "$inner" 2>/dev/null; then wait "$inner" || true; fi
+    # Its processes are gone, or about to be.
+    for _ in $(seq 100); do
+      [ -e "$group" ] || break
+      find "$group" -depth -type d -exec rmdir {} + 2>/dev/null && break
+      sleep 0.1
+    done
+    if [ -n "$mounted" ]; then umount "$mounted" && rmdir "$mounted"; fi
+  }
+  trap leave_nothing EXIT
+  trap 'exit 129' HUP
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
   mkdir "$group" || die "no cgroup can be made in $unified"
-  status=0
+  # In the background: a shell that waits in the foreground hears of a TERM only afterwards.
   (
     echo "$BASHPID" >"$group/cgroup.procs"
     exec env TXRELAY_IN_NAMESPACES=1 unshare --cgroup --mount --pid --fork --kill-child --mount-proc --propagation private \
       "$here/systemd.sh" "$binary"
-  ) || status=$?
-  # Its processes are gone, or about to be.
-  for _ in $(seq 100); do
-    find "$group" -depth -type d -exec rmdir {} + 2>/dev/null && break
-    sleep 0.1
-  done
-  if [ -n "$mounted" ]; then umount "$mounted" && rmdir "$mounted"; fi
+  ) &
+  inner=$!
+  status=0
+  wait "$inner" || status=$?
+  inner=''
   exit "$status"
 fi
 

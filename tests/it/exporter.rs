@@ -48,6 +48,8 @@ fn survives(kind: &str, meet: impl Fn(&mut TcpStream)) {
     eventually("threads are few again", || relay.proc_status("Threads") < 100);
     eventually("descriptors are few again", || relay.descriptors() < descriptors + 2 * 64 + 20);
     assert!(relay.http("/livez").is_some_and(|text| text == "[+]threads ok\n"));
+    let peak = relay.proc_status("VmHWM");
+    assert!(peak < 150 << 10, "{peak} kB at the most");
     drop(clients);
     eventually("descriptors are as before", || relay.descriptors() <= descriptors + 8);
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
