@@ -1,4 +1,5 @@
 -- Process $1 lives: in flight $2, stalled $3, status $4. No row: retention removed it, or the database went back in time.
--- Returns the server's clock, and whether rows wait to be moved to it because it was set back.
+-- Returns the server's clock, whether rows wait to be moved to it because it was set back, and whether delivering is paused.
 update process set seen_at = now(), in_flight = $2, stalled = $3, status = $4 where id = $1
-returning clock_timestamp() as clock, (select clock_back_next is not null from pipeline where one) as repairing
+returning clock_timestamp() as clock, (select clock_back_next is not null from pipeline where one) as repairing,
+  (select paused_at is not null and coalesce(paused_until, 'infinity') > now() from pipeline where one) as paused

@@ -46,6 +46,9 @@ pub(super) fn parse(text: &str) -> Result<(Config, PostgresTls), String> {
     if n_sockets > 0 && n_sockets < n_hosts {
         return Err("names sockets and hosts together: name sockets only, or hosts only".into());
     }
+    if n_sockets > 0 && !config.get_hostaddrs().is_empty() {
+        return Err("names a socket and an address (hostaddr): name one of them".into());
+    }
     if n_sockets > 0 && !matches!(tls.mode, TlsMode::Disable | TlsMode::Prefer) {
         return Err("asks for TLS over a socket of this machine, where there is none: take sslmode out".into());
     }

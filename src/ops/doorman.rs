@@ -21,6 +21,8 @@ use super::throttle::Throttle;
 const OPEN_MAX: usize = 64;
 const UNREAD_MAX: u64 = 16 << 10;
 const LOOK: Duration = Duration::from_secs(1);
+/// While there is a crowd: what its threads and requests hold in memory grows with the time until it is sent away.
+const LOOK_AT_CROWD: Duration = Duration::from_millis(50);
 
 /// Looks once a second until told to stop.
 pub fn run(listening: SocketAddr, stop: &Stop) -> anyhow::Result<()> {
@@ -28,12 +30,14 @@ pub fn run(listening: SocketAddr, stop: &Stop) -> anyhow::Result<()> {
     let mut throttle = Throttle::per_minute();
     loop {
         pulse::at("minding the metrics port", pulse::PROMPT);
-        if let Err(error) = doorman.look(Instant::now())
+        let looked = doorman.look(Instant::now());
+        if let Err(error) = &looked
             && let Some(note) = throttle.admit("unbounded", Instant::now())
         {
             log::warn!("connections to the metrics port are not bounded: {error}{note}");
         }
-        if stop.wait(LOOK) {
+        let is_crowd = looked.is_ok_and(|sent_away| sent_away > 0);
+        if stop.wait(if is_crowd { LOOK_AT_CROWD } else { LOOK }) {
             return Ok(());
         }
     }
@@ -93,8 +97,9 @@ struct Doorman {
 }
 
 impl Doorman {
-    /// Shuts the oldest connections beyond the bound, and those whose clients behave badly at two looks in a row.
-    fn look(&mut self, now: Instant) -> std::io::Result<()> {
+    /// Shuts the oldest connections beyond the bound, and those whose clients behave badly at two looks in a row. Returns how many
+    /// were beyond it.
+    fn look(&mut self, now: Instant) -> std::io::Result<usize> {
         let process = pidfd_open(getpid(), PidfdFlags::empty())?;
         let sockets = sockets()?;
         let (mut open, mut others, mut seen) = (Vec::new(), HashSet::new(), HashMap::new());
@@ -126,7 +131,7 @@ impl Doorman {
             let _ = stream.shutdown(Shutdown::Both);
         }
         (self.seen, self.others) = (seen, others);
-        Ok(())
+        Ok(too_many)
     }
 }
 

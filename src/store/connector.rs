@@ -68,7 +68,7 @@ impl Connector {
             matches!(e.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof)
         });
         if broke && self.tls.client.is_some() {
-            let words = "the server does not accept our certificate (sslcert): it closed the connection when it was shown";
+            let words = "the server closed the connection: it does not accept our certificate (sslcert), or is being restarted";
             return StoreError::Connection(words.to_owned());
         }
         error.into()

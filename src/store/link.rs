@@ -44,7 +44,8 @@ impl Link {
         let result = self.session().and_then(work);
         match &result {
             Ok(_) => self.failures = 0,
-            Err(StoreError::Connection(_)) => {
+            // Also after what is not known: a statement that was prepared may no longer fit its tables.
+            Err(StoreError::Connection(_) | StoreError::Other(_)) => {
                 if self.session.take().is_some() {
                     self.failed_once();
                 }

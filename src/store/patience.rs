@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep_until};
 
-/// Shared by a thread's link and the connections that it makes one after the other.
+/// How much silence is borne, and how much there is: shared by a thread's link and the connections that it makes one after the
+/// other. Each connection keeps its own time; of several at once (a pool's) the silence that is shown is that of any.
 #[derive(Debug, Clone)]
 pub struct Patience(Arc<Inner>);
 
@@ -38,11 +39,16 @@ impl Patience {
         Some(self.0.epoch.elapsed().saturating_sub(Duration::from_millis(since)))
     }
 
+    /// From now on any silence is borne: for a session whose statements may take as long as they like.
+    pub(super) fn bear_all(&self) {
+        self.0.bound_ms.store(0, Ordering::Relaxed);
+    }
+
     fn owed(&self) {
         self.0.silent_since_ms.store(self.0.epoch.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
     }
 
-    pub(super) fn settled(&self) {
+    fn settled(&self) {
         self.0.silent_since_ms.store(0, Ordering::Relaxed);
     }
 
@@ -66,8 +72,12 @@ struct Silent(Duration);
 pub(super) struct Bounded<S> {
     inner: S,
     patience: Patience,
+    /// Since when an answer is owed and nothing was heard.
+    owed_since: Option<Instant>,
     tail: [u8; 6],
     timer: Option<Pin<Box<Sleep>>>,
+    /// The bound was found passed; once more is looked for an answer that has come and was not read yet.
+    is_late: bool,
     gave_up: bool,
 }
 
@@ -76,7 +86,7 @@ const READY_FOR_QUERY: [u8; 5] = [b'Z', 0, 0, 0, 5];
 impl<S> Bounded<S> {
     pub(super) fn new(inner: S, patience: Patience) -> Self {
         patience.settled();
-        Self { inner, patience, tail: [0; 6], timer: None, gave_up: false }
+        Self { inner, patience, owed_since: None, tail: [0; 6], timer: None, is_late: false, gave_up: false }
     }
 
     pub(super) fn get_ref(&self) -> &S {
@@ -85,8 +95,14 @@ impl<S> Bounded<S> {
 
     /// Pending until the server has been silent for too long, then an error; for ever from then on.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let (Some(bound), Some(silence)) = (self.patience.bound(), self.patience.silence()) else { return Poll::Pending };
+        let (Some(bound), Some(since)) = (self.patience.bound(), self.owed_since) else { return Poll::Pending };
+        let silence = since.elapsed();
         if self.gave_up || silence >= bound {
+            // A connection that was idle after an error's answer has not read its end yet: the first poll says nothing.
+            if !std::mem::replace(&mut self.is_late, true) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             self.gave_up = true;
             return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, Silent(bound)));
         }
@@ -107,11 +123,17 @@ impl<S> Bounded<S> {
             self.tail.rotate_left(bytes.len());
             self.tail[6 - bytes.len()..].copy_from_slice(bytes);
         }
-        if self.tail[..5] == READY_FOR_QUERY {
-            self.patience.settled();
-        } else {
-            self.patience.owed();
-        }
+        if self.tail[..5] == READY_FOR_QUERY { self.settled() } else { self.owed() }
+    }
+
+    fn owed(&mut self) {
+        (self.owed_since, self.is_late) = (Some(Instant::now()), false);
+        self.patience.owed();
+    }
+
+    fn settled(&mut self) {
+        (self.owed_since, self.is_late) = (None, false);
+        self.patience.settled();
     }
 }
 
@@ -125,7 +147,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
             }
             Poll::Pending => self.poll_silence(cx).map(Err),
             ended => {
-                self.patience.settled();
+                self.settled();
                 ended
             }
         }
@@ -136,7 +158,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match Pin::new(&mut self.inner).poll_write(cx, buf) {
             Poll::Ready(Ok(n)) => {
-                self.patience.owed();
+                self.owed();
                 // Whoever reads has already been told to wait: from here on the timer wakes him.
                 match self.poll_silence(cx) {
                     Poll::Ready(silent) => Poll::Ready(Err(silent)),
@@ -156,14 +178,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.patience.settled();
+        self.settled();
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
 
 impl<S> Drop for Bounded<S> {
     fn drop(&mut self) {
-        self.patience.settled();
+        self.settled();
     }
 }
 
@@ -202,6 +224,37 @@ mod tests {
             let error = client.read(&mut answer).await.expect_err("silent in the middle of an answer");
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
             assert!(error.to_string().contains("no answer for 50ms"), "{error}");
+        });
+    }
+
+    #[test]
+    fn an_answer_that_waits_to_be_read_is_not_missed_however_late() {
+        with_server(Duration::from_millis(50), async |client, server, _| {
+            client.write_all(b"Q").await.expect("written");
+            server.write_all(b"error").await.expect("written");
+            let mut answer = [0; 6];
+            client.read_exact(&mut answer[..5]).await.expect("read");
+            // Nobody polls, as between two uses of a connection.
+            std::thread::sleep(Duration::from_millis(80));
+            server.write_all(b"Z\0\0\0\x05I").await.expect("written");
+            client.read_exact(&mut answer).await.expect("it has come");
+        });
+    }
+
+    #[test]
+    fn connections_that_share_their_patience_keep_times_of_their_own() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        runtime.block_on(async {
+            let patience = Patience::new(Some(Duration::from_millis(50)));
+            let ((one, _kept), (two, _too)) = (duplex(64), duplex(64));
+            let (mut one, mut two) = (Bounded::new(one, patience.clone()), Bounded::new(two, patience));
+            one.write_all(b"Q").await.expect("written");
+            two.write_all(b"Q").await.expect("written");
+            let mut answer = [0; 1];
+            one.read(&mut answer).await.expect_err("silent");
+            drop(one);
+            let error = two.read(&mut answer).await.expect_err("the end of another connection is no answer");
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         });
     }
 

@@ -16,6 +16,7 @@ pub struct Pool {
     postgres: config::Postgres,
     role: Role,
     patience: Patience,
+    connector: Connector,
     pool: Option<r2d2::Pool<PostgresConnectionManager<Connector>>>,
     built_at: Instant,
 }
@@ -34,12 +35,12 @@ impl Pool {
     pub fn new(postgres: &config::Postgres, pipeline: &str) -> Self {
         let role = Role { pipeline: pipeline.to_owned(), role: "upkeep" };
         let patience = Patience::new(Some(Timeouts::of(postgres.lease).answer));
-        Self { postgres: postgres.clone(), role, patience, pool: None, built_at: Instant::now() }
+        let connector = Connector::new(&postgres.tls, patience.clone());
+        Self { postgres: postgres.clone(), role, patience, connector, pool: None, built_at: Instant::now() }
     }
 
     fn build(&self) -> Result<r2d2::Pool<PostgresConnectionManager<Connector>>, StoreError> {
-        let connector = Connector::new(&self.postgres.tls, self.patience.clone());
-        let manager = PostgresConnectionManager::new(client_config(&self.postgres, &self.role)?, connector);
+        let manager = PostgresConnectionManager::new(client_config(&self.postgres, &self.role)?, self.connector.clone());
         Ok(r2d2::Pool::builder()
             .max_size(self.postgres.pool_size)
             .min_idle(Some(0))
@@ -69,6 +70,12 @@ impl Pool {
         if self.built_at.elapsed() >= Duration::from_secs(60) {
             self.pool = None;
         }
+    }
+
+    /// When the server's certificate expires, in seconds since the epoch, as the newest connection has seen it (none lives for longer
+    /// than half an hour); `None` without TLS.
+    pub fn certificate_expires_at(&self) -> Option<i64> {
+        self.connector.certificate_expires_at()
     }
 
     /// See [`Link::patience`].

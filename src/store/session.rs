@@ -17,7 +17,6 @@ use crate::config;
 pub struct Session {
     pub(super) client: Connection,
     prepared: HashMap<&'static str, Statement>,
-    certificate_expires_at: Option<i64>,
 }
 
 /// A connection of its own, or one of the pool's.
@@ -57,7 +56,7 @@ pub struct Role {
 impl Session {
     /// On a connection that is set up already.
     pub(super) fn on(client: Connection) -> Self {
-        Self { client, prepared: HashMap::new(), certificate_expires_at: None }
+        Self { client, prepared: HashMap::new() }
     }
 
     /// Connects; several hosts are tried in their order, and the first writable one is used.
@@ -67,7 +66,10 @@ impl Session {
 
     /// [`connect`](Self::connect) for statements that may take as long as they like: migrations.
     pub fn connect_patiently(postgres: &config::Postgres, role: &Role) -> Result<Self, StoreError> {
-        Self::connect_with(postgres, role, Patience::new(None))
+        let patience = Patience::new(Some(Timeouts::of(postgres.lease).answer));
+        let session = Self::connect_with(postgres, role, patience.clone())?;
+        patience.bear_all();
+        Ok(session)
     }
 
     pub(super) fn connect_with(postgres: &config::Postgres, role: &Role, patience: Patience) -> Result<Self, StoreError> {
@@ -81,13 +83,7 @@ impl Session {
         })?;
         let mut client = connected.map_err(|error| failed(connector.explain(error)))?;
         client.batch_execute(&settings(postgres))?;
-        let certificate_expires_at = connector.certificate_expires_at();
-        Ok(Self { client: Connection::Own(Box::new(client)), prepared: HashMap::new(), certificate_expires_at })
-    }
-
-    /// When the server's certificate expires, in seconds since the epoch; `None` without TLS.
-    pub fn certificate_expires_at(&self) -> Option<i64> {
-        self.certificate_expires_at
+        Ok(Self::on(Connection::Own(Box::new(client))))
     }
 
     /// The statement, prepared once a session.
@@ -120,17 +116,21 @@ impl Session {
 pub fn ensure_own_session(session: &mut Session, postgres: &config::Postgres, role: &Role) -> Result<(), StoreError> {
     let own = backend_pid(session)?;
     let mut other = Session::connect(postgres, role)?;
-    // Held open, so that the pooler would have to give the first session another one.
-    other.client.batch_execute("begin")?;
-    let others = backend_pid(&mut other)?;
-    if own == others || backend_pid(session)? != own {
-        return Err(StoreError::Connection(format!(
-            "{}: a pooler in transaction mode stands before PostgreSQL; connect to PostgreSQL itself, or set pool_mode = session for \
-             this user",
-            postgres.place()
-        )));
+    // Again and again: while others use the pooler too, one look may find what it hopes for by chance.
+    for _ in 0..5 {
+        // Held open, so that the pooler would have to give the first session another one.
+        other.client.batch_execute("begin")?;
+        let others = backend_pid(&mut other)?;
+        if own == others || backend_pid(session)? != own {
+            return Err(StoreError::Connection(format!(
+                "{}: a pooler in transaction mode stands before PostgreSQL; connect to PostgreSQL itself, or set pool_mode = session \
+                 for this user",
+                postgres.place()
+            )));
+        }
+        other.client.batch_execute("rollback")?;
     }
-    Ok(other.client.batch_execute("rollback")?)
+    Ok(())
 }
 
 /// Without a prepared statement, which such a pooler may not know.

@@ -40,6 +40,8 @@ pub struct Pulse {
     pub clock: SystemTime,
     /// Whether deliveries wait to be moved to a clock that was set back.
     pub repairing: bool,
+    /// Whether delivering is paused.
+    pub paused: bool,
 }
 
 /// Everything that is counted, of one moment.
@@ -153,7 +155,8 @@ impl Session {
         let statement = self.prepare(&HEARTBEAT)?;
         let in_flight = i32::try_from(beat.in_flight).unwrap_or(i32::MAX);
         let row = self.client.query_opt(&statement, &[&process, &in_flight, &beat.stalled, &beat.status])?;
-        Ok(row.map(|row| Pulse { clock: row.get(0), repairing: row.get::<_, Option<bool>>(1).unwrap_or(false) }))
+        let said = |row: &postgres::Row, n| row.get::<_, Option<bool>>(n).unwrap_or(false);
+        Ok(row.map(|row| Pulse { clock: row.get(0), repairing: said(&row, 1), paused: said(&row, 2) }))
     }
 
     /// Says that this process has ended and holds nothing.

@@ -19,6 +19,8 @@ pub(super) struct Clocks {
     machine: Watch,
     /// How far they were apart in this round.
     pub apart: Duration,
+    /// PostgreSQL's was set back so far, found at this instant, and it is not noted there yet.
+    set_back: Option<(Step, Instant)>,
     /// When one of them was last set forward by more than [`super::retention::CLOCK_AGREES`].
     pub far_forward_at: Option<Instant>,
 }
@@ -26,7 +28,7 @@ pub(super) struct Clocks {
 impl Clocks {
     pub(super) fn new(began: Instant) -> Self {
         let (postgres, machine) = (Watch::default(), Watch::default());
-        Self { began, postgres, machine, apart: Duration::ZERO, far_forward_at: None }
+        Self { began, postgres, machine, apart: Duration::ZERO, set_back: None, far_forward_at: None }
     }
 }
 
@@ -67,11 +69,18 @@ impl Upkeep {
                 log::warn!("PostgreSQL's clock has jumped {}: what waits is moved to the new time", words(step));
                 // It lies ahead of the new clock. After a jump forward the window has all that has run out by it.
                 rounds.expired_until = None;
-                session.note_clock_back(step.by, step.within + SAME_STEP)?;
+                rounds.clocks.set_back = Some((step, now));
             }
         }
+        // Until it is noted: what fails now would not be seen again.
+        let mut is_noted = false;
+        if let Some((step, at)) = rounds.clocks.set_back {
+            session.note_clock_back(step.by, step.within + at.elapsed() + SAME_STEP)?;
+            rounds.clocks.set_back = None;
+            is_noted = true;
+        }
         // Also what another process has noted, or one that died over it.
-        if pulse.repairing || postgres.is_some_and(|step| !step.forward) {
+        if pulse.repairing || is_noted {
             self.repair_clock(session)?;
         }
         Ok(())

@@ -110,8 +110,6 @@ impl Upkeep {
         // Not out of the pool: it tries again and again by itself, and hides why it fails.
         let role = |role| Role { pipeline: config.name.clone(), role };
         let mut session = Session::connect(&config.postgres, &role("upkeep"))?;
-        let expires_at = session.certificate_expires_at().unwrap_or(0);
-        self.metrics.certificate_expiry_timestamp_seconds.with_label_values(&["postgres"]).set(expires_at as f64);
         ensure_own_session(&mut session, &config.postgres, &role("upkeep"))?;
         ensure_server(&mut session)?;
         match schema_state(&mut session)? {
@@ -199,6 +197,9 @@ impl Upkeep {
                 "this process is no longer registered: was the database restored from a backup?".to_owned(),
             ));
         };
+        self.heed_pause(pulse.paused);
+        let expires_at = self.pool.certificate_expires_at().unwrap_or(0);
+        self.metrics.certificate_expiry_timestamp_seconds.with_label_values(&["postgres"]).set(expires_at as f64);
         self.look_at_clocks(&mut session, rounds, &pulse, before)?;
         if began.elapsed() >= rounds.sweep_at {
             self.sweep(&mut session, process)?;
@@ -207,7 +208,15 @@ impl Upkeep {
         }
         // As the claimer: what was sent under a lease that ran out during an outage is settled first, or it would be sent again.
         if !self.unsettled.load(Ordering::Acquire) {
-            rounds.expired_until = self.expire(&mut session, rounds.expired_until)?;
+            match self.expire(&mut session, rounds.expired_until) {
+                Ok(until) => rounds.expired_until = until,
+                // Too much is due in its window: claims find those leases, and counting must not wait for it.
+                Err(StoreError::Busy(why)) => {
+                    log::debug!("leases that ran out are left to claims: {why}");
+                    rounds.expired_until = pulse.clock.checked_sub(Duration::from_secs(5));
+                }
+                Err(error) => return Err(error),
+            }
         }
         if Instant::now() >= rounds.count_at {
             pulse::at("counting", pulse::REMOTE);
@@ -240,8 +249,12 @@ impl Upkeep {
         self.metrics.rejected_unresolved.set(gauges.rejected_unresolved);
         self.metrics.stats_last_success_timestamp_seconds.set(unix_seconds());
         self.metrics.retention_last_success_timestamp_seconds.set(gauges.retention_ended.unwrap_or(0.0));
-        self.room.set_paused(gauges.paused);
-        if gauges.paused {
+    }
+
+    /// Each round, and not with the counts: fresh rows are born leased as long as nobody says that delivering is paused.
+    fn heed_pause(&self, is_paused: bool) {
+        self.room.set_paused(is_paused);
+        if is_paused {
             self.health.wait("upkeep", "paused", "delivering is paused");
         } else {
             self.health.go("upkeep", "paused");

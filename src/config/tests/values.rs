@@ -93,6 +93,7 @@ fn connection_strings_of_both_forms_are_taken() {
         ("host=a service=x", "a word that is not supported"),
         ("host=a sslmode=sometimes", "holds an sslmode"),
         ("host=/run/postgresql,b", "sockets and hosts together"),
+        ("host=/run/postgresql hostaddr=10.0.0.1", "a socket and an address"),
     ] {
         refuses("postgres.url", url, part);
     }
