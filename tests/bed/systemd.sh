@@ -117,9 +117,9 @@ said() { journalctl -b -u "$unit" -o cat --no-pager "${@:2}" | grep -q -- "$1"; 
 active() { [ "$(p ActiveState):$(p SubState)" = active:running ]; }
 state() { [ "$(p ActiveState)" = "$1" ]; }
 restarted() { [ "$(p NRestarts)" = "$1" ] && active; }
-good() { install -m 640 -o root -g txrelay /root/good.toml /etc/txrelay/demo.toml; }
+good() { install -m 640 -o root -g txrelay /srv/good.toml /etc/txrelay/demo.toml; }
 '
-cat >"$work/root/root/good.toml" <<'TOML'
+cat >"$work/root/srv/good.toml" <<'TOML'
 kafka.brokers = ["127.0.0.1:1"]
 kafka.topics = ["payments"]
 postgres.url = "postgresql://txrelay@127.0.0.1:1/txrelay"
@@ -185,16 +185,16 @@ checks() {
     prio() { journalctl -b -u "$unit" -o json --no-pager --output-fields=PRIORITY,MESSAGE,TARGET | grep TARGET | grep -- "$1" | grep -q "\"PRIORITY\":\"$2\""; }
     prio "relays payments" 6 && soon prio "waiting for PostgreSQL" 4 && ! prio "relays payments" 5'
   ok 'a good reload is taken' '
-    { cat /root/good.toml; echo "log.level = \"debug\""; } >/etc/txrelay/demo.toml
+    { cat /srv/good.toml; echo "log.level = \"debug\""; } >/etc/txrelay/demo.toml
     pid=$(p MainPID); systemctl reload "$unit" && soon said "configuration reloaded: changed log.level" && [ "$pid" = "$(p MainPID)" ] && soon active'
   ok 'a wrong file is refused by systemctl reload, and the process stays' '
-    { cat /root/good.toml; echo "log.levl = \"debug\""; } >/etc/txrelay/demo.toml
+    { cat /srv/good.toml; echo "log.levl = \"debug\""; } >/etc/txrelay/demo.toml
     pid=$(p MainPID); ! systemctl reload "$unit" && active && [ "$pid" = "$(p MainPID)" ] && said "demo.toml:6:.*log.levl"'
   ok 'a key that needs a restart is refused by the process, at error' '
-    { cat /root/good.toml; echo "downstream.workers = 3"; } >/etc/txrelay/demo.toml
+    { cat /srv/good.toml; echo "downstream.workers = 3"; } >/etc/txrelay/demo.toml
     systemctl reload "$unit"; soon said "only a restart can change downstream.workers" -p err && ! said "relays payments" -p err && soon active'
   ok 'a wrong file at the start: 78, and no restart' '
-    { cat /root/good.toml; echo "log.levl = \"debug\""; } >/etc/txrelay/demo.toml
+    { cat /srv/good.toml; echo "log.levl = \"debug\""; } >/etc/txrelay/demo.toml
     ! systemctl restart "$unit"; sleep 4
     [ "$(p ExecMainStatus):$(p NRestarts):$(p ActiveState)" = 78:0:failed ]; result=$?
     good; systemctl reset-failed "$unit"; systemctl start "$unit"; exit $result'
@@ -205,8 +205,8 @@ checks() {
     kill -STOP "$(p MainPID)"; soon said "Failed with result .watchdog." && soon restarted 1
     result=$?; rm "/run/systemd/system/$unit.d/watchdog.conf"; systemctl daemon-reload; exit $result'
   ok 'a missing credential stops the start before it runs' '
-    mv /etc/txrelay/secrets/demo.postgres /root/; systemctl stop "$unit"; ! timeout 20 systemctl start "$unit"; systemctl stop "$unit"
-    mv /root/demo.postgres /etc/txrelay/secrets/; systemctl reset-failed "$unit"; systemctl start "$unit" && active'
+    mv /etc/txrelay/secrets/demo.postgres /srv/; systemctl stop "$unit"; ! timeout 20 systemctl start "$unit"; systemctl stop "$unit"
+    mv /srv/demo.postgres /etc/txrelay/secrets/; systemctl reset-failed "$unit"; systemctl start "$unit" && active'
   ok 'a clean stop is a success' 'systemctl stop "$unit" && [ "$(p Result):$(p ExecMainStatus):$(p ActiveState)" = success:0:inactive ]'
   ok 'no secret is in the journal' '! journalctl -b --no-pager | grep -v COMMAND | grep -q hunter2'
 }
