@@ -16,21 +16,26 @@ for tool in systemd-nspawn mmdebstrap nsenter unshare pgrep findmnt; do
   have "$tool" || die "there is no $tool: run tests/bed/setup.sh --systemd"
 done
 
-# The distribution of this machine: the binary was linked against its libraries.
-suite=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
+# The distribution of this machine, or a later one whose libraries the binary can use, for another systemd (SYSTEMD_SUITE=trixie).
+host=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
+suite=${SYSTEMD_SUITE:-$host}
 [ -n "$suite" ] || die "this distribution has no code name in /etc/os-release, and mmdebstrap needs one"
+case $suite in
+  bookworm | jammy) ssl=libssl3 ;;
+  *) ssl=libssl3t64 ;;
+esac
 base=$(cache_dir)/systemd-root/$suite
 if [ ! -e "$base.done" ]; then
   say "Making a root file system of $suite for the container (kept in $(cache_dir)/systemd-root)"
   rm -rf "$base"
   mkdir -p "$base"
-  # From where this machine's own packages come.
+  # From where this machine's own packages come; of another distribution mmdebstrap knows where they are.
   mirror=()
-  for list in /etc/apt/sources.list /etc/apt/sources.list.d/*; do
+  [ "$suite" != "$host" ] || for list in /etc/apt/sources.list /etc/apt/sources.list.d/*; do
     if [ -s "$list" ]; then mirror+=("$list"); fi
   done
-  step "mmdebstrap" mmdebstrap --variant=minbase --include=systemd,systemd-sysv,dbus,libssl3,zlib1g,procps \
-    "$suite" "$base" "${mirror[@]}" || { rm -rf "$base"; die "the root file system could not be made"; }
+  step "mmdebstrap" mmdebstrap --variant=minbase --include="systemd,systemd-sysv,dbus,$ssl,zlib1g,procps" \
+    "$suite" "$base" ${mirror[@]+"${mirror[@]}"} || { rm -rf "$base"; die "the root file system could not be made"; }
   touch "$base.done"
 fi
 
