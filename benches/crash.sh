@@ -7,6 +7,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 here=$root/tests/bed
 # shellcheck source=tests/bed/lib.sh
 . "$here/lib.sh"
+# shellcheck source=benches/common.sh
+. "$root/benches/common.sh"
 
 CARGO_TARGET_DIR=$(cargo_target)
 export CARGO_TARGET_DIR
@@ -29,34 +31,13 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-spawn "$dir/ledger.pid" "$dir/ledger.log" "$bed" ledger
-until grep -qs '^listening on' "$dir/ledger.log"; do sleep 0.02; done
-ledger=http://$(sed -n 's/^listening on //p' "$dir/ledger.log")
+start_ledger
 topic=bench-crash
-"$bed" topic --brokers "$TXRELAY_TEST_KAFKA" --create "$topic" --partitions 6
-cat >"$dir/crash.toml" <<CONF
-[kafka]
-brokers = ["$TXRELAY_TEST_KAFKA"]
-topics = ["$topic"]
-start = "earliest"
-
-[postgres]
-url = "$TXRELAY_TEST_PG?sslmode=disable"
-schema = "crash"
-
-[downstream]
-url = "$ledger/transactions"
-workers = ${BENCH_WORKERS:-64}
-
-[metrics]
-listen = "127.0.0.1:$(free_port)"
-CONF
-chmod 640 "$dir/crash.toml"
-mkdir -m 700 "$dir/state"
+pipeline "$topic"
 status=0
-STATE_DIRECTORY=$dir/state "$bed" crash --brokers "$TXRELAY_TEST_KAFKA" --topic "$topic" --ledger-url "$ledger" \
-  --dsn "$TXRELAY_TEST_PG" --schema crash --kills "${BENCH_KILLS:-5}" --rate "${BENCH_CRASH_RATE:-2000}" \
+STATE_DIRECTORY=$dir/$topic.state "$bed" crash --brokers "$TXRELAY_TEST_KAFKA" --topic "$topic" --ledger-url "$ledger" \
+  --dsn "$TXRELAY_TEST_PG" --schema txrelay_bench_crash --kills "${BENCH_KILLS:-5}" --rate "${BENCH_CRASH_RATE:-2000}" \
   --burst "${BENCH_CRASH_BURST:-20000}" --log "$dir/txrelay.log" \
-  -- "$CARGO_TARGET_DIR/$profile/txrelay" -c "$dir/crash.toml" run || status=$?
+  -- "$CARGO_TARGET_DIR/$profile/txrelay" -c "$dir/$topic.toml" run || status=$?
 [ "$status" = 0 ] || tail -n 30 "$dir/txrelay.log" >&2
 exit "$status"

@@ -9,6 +9,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 here=$root/tests/bed
 # shellcheck source=tests/bed/lib.sh
 . "$here/lib.sh"
+# shellcheck source=benches/common.sh
+. "$root/benches/common.sh"
 
 CARGO_TARGET_DIR=$(cargo_target)
 export CARGO_TARGET_DIR
@@ -33,33 +35,12 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-spawn "$dir/ledger.pid" "$dir/ledger.log" "$bed" ledger
-until grep -qs '^listening on' "$dir/ledger.log"; do sleep 0.02; done
-ledger=http://$(sed -n 's/^listening on //p' "$dir/ledger.log")
+start_ledger
 "$bed" http PUT "$ledger/_/behave" "{\"delay_ms\":${BENCH_DELAY_MS:-0}}" >/dev/null
 
 one_run() { # N
   local topic=bench-$1 port
-  port=$(free_port)
-  "$bed" topic --brokers "$TXRELAY_TEST_KAFKA" --create "$topic" --partitions 6
-  cat >"$dir/$topic.toml" <<CONF
-[kafka]
-brokers = ["$TXRELAY_TEST_KAFKA"]
-topics = ["$topic"]
-start = "earliest"
-
-[postgres]
-url = "$TXRELAY_TEST_PG?sslmode=disable"
-
-[downstream]
-url = "$ledger/transactions"
-workers = ${BENCH_WORKERS:-64}
-
-[metrics]
-listen = "127.0.0.1:$port"
-CONF
-  chmod 640 "$dir/$topic.toml"
-  mkdir -m 700 "$dir/$topic.state"
+  pipeline "$topic"
   # Every run has a daemon, a topic and a schema of its own, so that the peak of RSS is that run's.
   spawn "$dir/txrelay.pid" "$dir/txrelay.log" env "STATE_DIRECTORY=$dir/$topic.state" \
     "$CARGO_TARGET_DIR/release/txrelay" -c "$dir/$topic.toml" run
