@@ -15,10 +15,11 @@ use crate::config;
 pub struct Pool {
     postgres: config::Postgres,
     role: Role,
-    patience: Patience,
     connector: Connector,
     pool: Option<r2d2::Pool<PostgresConnectionManager<Connector>>>,
     built_at: Instant,
+    /// The password that its connections are made with.
+    built_with: Option<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -35,8 +36,8 @@ impl Pool {
     pub fn new(postgres: &config::Postgres, pipeline: &str) -> Self {
         let role = Role { pipeline: pipeline.to_owned(), role: "upkeep" };
         let patience = Patience::new(Some(Timeouts::of(postgres.lease).answer));
-        let connector = Connector::new(&postgres.tls, patience.clone());
-        Self { postgres: postgres.clone(), role, patience, connector, pool: None, built_at: Instant::now() }
+        let connector = Connector::new(&postgres.tls, patience);
+        Self { postgres: postgres.clone(), role, connector, pool: None, built_at: Instant::now(), built_with: None }
     }
 
     fn build(&self) -> Result<r2d2::Pool<PostgresConnectionManager<Connector>>, StoreError> {
@@ -56,6 +57,7 @@ impl Pool {
             Some(pool) => pool,
             None => {
                 self.built_at = Instant::now();
+                self.built_with = self.postgres.password.read().unwrap_or_default();
                 self.build()?
             }
         };
@@ -64,22 +66,18 @@ impl Pool {
         Ok(Session::on(Connection::Pooled(Box::new(client?))))
     }
 
-    /// After a failure: makes the pool anew, with the password as it is now, at most once a minute (each has threads of its
-    /// own, which end when what they do has ended).
+    /// After a failure: makes the pool anew, at once where there is a new password, otherwise once a minute at most (each pool has
+    /// threads of its own, which end when what they do has ended).
     pub fn renew(&mut self) {
-        if self.built_at.elapsed() >= Duration::from_secs(60) {
+        let is_new = self.postgres.password.read().is_ok_and(|password| password != self.built_with);
+        if is_new || self.built_at.elapsed() >= Duration::from_secs(60) {
             self.pool = None;
         }
     }
 
-    /// When the server's certificate expires, in seconds since the epoch, as the newest connection has seen it (none lives for longer
-    /// than half an hour); `None` without TLS.
+    /// When the server's certificate expires, in seconds since the epoch, as the newest connection has seen it (none lives for
+    /// longer than half an hour); `None` without TLS.
     pub fn certificate_expires_at(&self) -> Option<i64> {
         self.connector.certificate_expires_at()
-    }
-
-    /// See [`Link::patience`].
-    pub fn patience(&self) -> Patience {
-        self.patience.clone()
     }
 }

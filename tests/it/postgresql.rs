@@ -180,6 +180,8 @@ fn it_relays_over_tls_with_scram_and_takes_a_new_password_without_a_restart() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs_f64();
     assert!((expires - now - 86_400.0).abs() < 600.0, "{expires} at {now}");
 
+    // Renewed: it lives on for some seconds longer than the first.
+    server.present(&server.authority.issue("localhost", false, &server.folder, "renewed"));
     let mut sql = server.pg.sql();
     sql.batch_execute("alter role app password 'hunter3'").expect("changed");
     sql.batch_execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'").expect("cut");
@@ -189,6 +191,8 @@ fn it_relays_over_tls_with_scram_and_takes_a_new_password_without_a_restart() {
     topic.transactions(ids("b", 0..20));
     eventually("delivered", || ledger.count("accepted") == 40);
     eventually("it works again", || relay.metric("stalled{reason=\"postgres\"}") == Some(0.0));
+    let series = "certificate_expiry_timestamp_seconds{role=\"postgres\"}";
+    eventually("the new certificate's date is shown", || relay.metric(series) > Some(expires));
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
     assert!(!relay.log().contains("hunter"), "a password in the log");
 }

@@ -7,8 +7,9 @@ use txrelay::config;
 use txrelay::core::outcome::{Outcome, Sent};
 use txrelay::core::record::{Record, TopicPartition};
 use txrelay::store::{
-    Advance, Batch, Candidate, Claimant, Floor, Ingested, LeaseTime, Leased, Pool, Reject, Role, Room, SchemaState, Session,
-    Settled, Settlement, StoreError, Topics, Tried, Writer, ensure_pipeline, migrate, print_sql, reader_role, schema_state,
+    Advance, Batch, Candidate, Claimant, Floor, Heartbeat, Ingested, LeaseTime, Leased, Link, Pool, Registration, Reject, Role,
+    Room, SchemaState, Session, Settled, Settlement, StoreError, Topics, Tried, Writer, ensure_pipeline, migrate, print_sql,
+    reader_role, schema_state,
 };
 
 use crate::rig::{postgres_url, unique};
@@ -387,6 +388,34 @@ fn a_claim_takes_no_more_bytes_than_there_is_room_for() {
     assert_eq!((claimed.rows.len(), claimed.too_much.len(), claims.short), (10, 4, true), "32 MiB hold ten of 3 MiB");
     assert_eq!(store.session.give_back(&claimed.too_much).expect("given back"), 4);
     assert_eq!(store.number("select count(*) from delivery where lease is null and attempt = 0"), 4);
+}
+
+#[test]
+fn a_heartbeat_learns_of_a_pause_and_of_its_end() {
+    let mut store = Store::new();
+    let registration = Registration { instance: None, host: "it".to_owned(), version: "0", lease: LEASE };
+    let process = store.session.register(&registration).expect("registered");
+    let mut is_paused = |sql: &str| {
+        store.session.client().batch_execute(sql).expect(sql);
+        store.session.heartbeat(process, &Heartbeat::default()).expect("beats").expect("known").paused
+    };
+    assert!(!is_paused("select"));
+    assert!(is_paused("update pipeline set paused_at = now()"));
+    assert!(is_paused("update pipeline set paused_until = now() + interval '1 hour'"));
+    assert!(!is_paused("update pipeline set paused_until = now()"), "it has ended by itself");
+}
+
+#[test]
+fn a_session_goes_after_an_unknown_failure_with_all_that_it_had_prepared() {
+    let store = Store::new();
+    let mut link = Link::new(&store.config, "it", "test");
+    let pid = |session: &mut Session| Ok(session.client().query_one("select pg_backend_pid()", &[])?.get::<_, i32>(0));
+    let first = link.run(pid).expect("connects");
+    assert_eq!(link.run(pid).expect("the same session"), first);
+    let busy = link.run::<()>(|_| Err(StoreError::Busy("locked".to_owned())));
+    assert!(busy.is_err() && link.run(pid).expect("the same session") == first, "what may succeed at once keeps it");
+    let changed = link.run::<()>(|_| Err(StoreError::Other("cached plan must not change result type".to_owned())));
+    assert!(changed.is_err() && link.run(pid).expect("connects") != first);
 }
 
 #[test]
