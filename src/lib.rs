@@ -12,6 +12,7 @@ pub mod core;
 pub mod daemon;
 pub mod deliver;
 pub mod downstream;
+pub mod failpoint;
 pub mod ingest;
 pub mod ops;
 pub mod source;

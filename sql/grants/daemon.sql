@@ -3,9 +3,12 @@
 grant usage on schema {schema} to {role};
 grant usage on sequence {schema}.batch_seq to {role};
 grant select on {schema}.migration to {role};
-grant select, insert, update on {schema}.pipeline, {schema}.consumer_position, {schema}.counter to {role};
-grant select, insert, update, delete on {schema}.process, {schema}.delivery, {schema}.rejected to {role};
-grant select, insert, delete on {schema}.tx, {schema}.attempt, {schema}.dead, {schema}.resolved, {schema}.duplicate to {role};
+grant select, insert, update on {schema}.pipeline, {schema}.consumer_position, {schema}.counter, {schema}.life, {schema}.purged,
+  {schema}.audit_position to {role};
+grant select, insert, update, delete on {schema}.process, {schema}.delivery, {schema}.rejected,
+  {schema}.audit_finding to {role};
+grant select, insert, delete on {schema}.tx, {schema}.attempt, {schema}.dead, {schema}.resolved, {schema}.duplicate,
+  {schema}.skipped to {role};
 grant select, insert on {schema}.topic, {schema}.known_gap to {role};
 grant select on {schema}.transaction_status, {schema}.attempt_history to {role};
 grant insert on {schema}.audit_log to {role};

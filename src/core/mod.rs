@@ -11,6 +11,7 @@ pub mod headers;
 pub mod idempotency;
 pub mod identify;
 pub mod ledger;
+pub mod offsets;
 pub mod outcome;
 pub mod record;
 pub mod room;

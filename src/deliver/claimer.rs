@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 
+use crate::failpoint::failpoint;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
+use crate::ops::pulse;
 use crate::ops::stop::Stop;
 use crate::ops::throttle::Throttle;
-use crate::ops::{failpoint, pulse};
 use crate::store::{CLAIM_LIMITS, Claimant, Claims, Floor, LeaseTime, Leased, Link, ProcessId, Room, StoreError};
 
 /// The longest time without a look, whatever the load: a lost wake-up costs a second, not a delivery. Somewhat less than the

@@ -12,10 +12,11 @@ use crate::core::fault::{Attempted, Next, decide, whose};
 use crate::core::outcome::{Outcome, Sent, classify_failure, classify_status, parse_retry_after};
 use crate::core::text::{ERROR_MAX, clean_text};
 use crate::downstream::{Answer, Delivery, Transport};
+use crate::failpoint::failpoint;
 use crate::ops::metrics::Metrics;
+use crate::ops::pulse;
 use crate::ops::stop::Stop;
 use crate::ops::throttle::Throttle;
-use crate::ops::{failpoint, pulse};
 use crate::store::{Leased, Room, Settled, Settlement, Tried};
 
 /// One of the pool.

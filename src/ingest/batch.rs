@@ -79,6 +79,11 @@ pub fn extents(records: &[Record]) -> Extents {
     extents
 }
 
+/// The offsets of one partition's records, in the order of reading.
+pub fn offsets_of<'a>(records: &'a [Record], at: &'a TopicPartition) -> impl Iterator<Item = i64> + 'a {
+    records.iter().filter(move |record| record.at == *at).map(|record| record.offset)
+}
+
 /// Sorts records into those that can become transactions and those that cannot. `incarnation` knows the topics' lives.
 pub fn sort_out(
     records: Vec<Record>,

@@ -11,11 +11,12 @@ use super::batch::Reading;
 use crate::config::Current;
 use crate::core::backlog;
 use crate::core::record::TopicPartition;
+use crate::failpoint::failpoint;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
+use crate::ops::pulse;
 use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
-use crate::ops::{failpoint, pulse};
 use crate::source::{MessageSource, Polled, SourceError, Trouble};
 use crate::store::{LeaseTime, Leased, Link, Position, ProcessId, Room, StoreError, Topics, Writer};
 

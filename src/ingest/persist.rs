@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::batch::{Extents, extents, sort_out};
+use super::batch::{Extents, extents, offsets_of, sort_out};
 use super::consumer::{Consumer, Leave};
 use crate::core::identify::Reason;
-use crate::core::record::TopicPartition;
+use crate::core::offsets::{self, holes};
+use crate::core::record::{Record, TopicPartition};
 use crate::ops::pulse;
 use crate::source::{MessageSource, Polled};
 use crate::store::{Advance, Batch, Ingested, Leased, Position, Reservation, StoreError};
@@ -34,7 +35,7 @@ impl Consumer {
     pub(super) fn commit(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
         let records = self.reading.take();
         let extents = extents(&records);
-        let advances = match self.advances(source, &extents) {
+        let advances = match self.advances(source, &records, &extents) {
             Ok(advances) if advances.is_empty() => return None,
             Ok(advances) => advances,
             Err(leave) => return Some(leave),
@@ -56,7 +57,7 @@ impl Consumer {
 
     /// Where each partition of the batch will stand: the source's position after the batch's last poll, which lies behind
     /// markers and aborted records.
-    fn advances(&mut self, source: &mut dyn MessageSource, extents: &Extents) -> Result<Vec<Advance>, Leave> {
+    fn advances(&mut self, source: &mut dyn MessageSource, records: &[Record], extents: &Extents) -> Result<Vec<Advance>, Leave> {
         let mut reached: std::collections::HashMap<TopicPartition, i64> = source.positions().into_iter().collect();
         let mut advances = Vec::new();
         for (at, held) in &self.held {
@@ -74,7 +75,16 @@ impl Consumer {
                 if skipped < 0 {
                     return Err(Leave::Rebuild(format!("records of {}/{} came twice", at.topic, at.partition)));
                 }
-                advances.push(Advance { at: at.clone(), epoch: position.epoch, expected: position.next_offset, new, skipped });
+                let holes = if skipped == 0 { Vec::new() } else { holes(position.next_offset, offsets_of(records, at), new) };
+                advances.push(Advance {
+                    at: at.clone(),
+                    incarnation: position.incarnation,
+                    epoch: position.epoch,
+                    expected: position.next_offset,
+                    new,
+                    skipped: holes,
+                    unexplained: Vec::new(),
+                });
             }
         }
         if extents.keys().any(|at| !advances.iter().any(|advance| advance.at == *at)) {
@@ -237,7 +247,7 @@ impl Consumer {
             }
             let labels = [&*advance.at.topic, &advance.at.partition.to_string()];
             self.metrics.kafka_position.with_label_values(&labels).set(advance.new);
-            self.metrics.skipped_offsets_total.with_label_values(&labels[..1]).inc_by(advance.skipped as u64);
+            self.metrics.skipped_offsets_total.with_label_values(&labels[..1]).inc_by(offsets::count(&advance.skipped) as u64);
         }
         source.store(&reached);
     }

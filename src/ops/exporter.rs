@@ -15,10 +15,11 @@ use tiny_http::{Header, Method, Request, Response, Server};
 use super::doorman;
 use super::health::Health;
 use super::metrics::Metrics;
+use super::pulse;
 use super::pulse::Pulses;
 use super::stop::Stop;
 use super::throttle::Throttle;
-use super::{failpoint, pulse};
+use crate::failpoint::failpoint;
 
 /// How long an answer may stand still because its reader takes nothing. The one exporter waits so long.
 const STANDSTILL: Duration = Duration::from_secs(5);

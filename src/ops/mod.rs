@@ -17,15 +17,6 @@ pub mod systemd;
 pub mod throttle;
 pub mod watchdog;
 
-/// A place where a test makes a thread fail or hang, by `FAILPOINTS` in its environment; nothing without the feature.
-#[inline]
-pub fn failpoint(name: &str) {
-    #[cfg(feature = "failpoints")]
-    fail::fail_point!(name);
-    #[cfg(not(feature = "failpoints"))]
-    let _ = name;
-}
-
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 

@@ -8,10 +8,13 @@ use std::time::{Duration, SystemTime};
 use postgres::Transaction;
 use serde_json::Value;
 
-use super::sql::{ADVANCE, INGEST, INSERT_DUPLICATES, INSERT_REJECTED, LEASED_ROWS, NEW_TOPIC, SEEN, TOPIC_ID};
+use super::sql::{
+    ADVANCE, INGEST, INSERT_DUPLICATES, INSERT_GAP, INSERT_REJECTED, INSERT_SKIPPED, LEASED_ROWS, NEW_TOPIC, SEEN, TOPIC_ID,
+};
 use super::{ProcessId, Session, StoreError, slot};
 use crate::core::headers;
 use crate::core::identify::Reason;
+use crate::core::offsets::{self, Offsets};
 use crate::core::record::{Record, TopicPartition};
 
 /// Numbers of the topics in table `topic`.
@@ -48,14 +51,18 @@ pub struct Reject {
 pub struct Advance {
     /// Which partition.
     pub at: TopicPartition,
+    /// Life of its log.
+    pub incarnation: i16,
     /// The epoch under which this process owns it.
     pub epoch: i64,
     /// Where it stands.
     pub expected: i64,
     /// Where it will stand.
     pub new: i64,
-    /// Offsets in between that the client passed over.
-    pub skipped: i64,
+    /// Offsets in between that the client passed over, ascending.
+    pub skipped: Vec<Offsets>,
+    /// Offsets in between that no rule explains, ascending: each becomes a known gap.
+    pub unexplained: Vec<Offsets>,
 }
 
 /// What one transaction stores.
@@ -179,6 +186,7 @@ impl Session {
         reread += repeats.len() - stored_repeats + rejects.len() - stored_rejects;
         let read = batch.candidates.len() + batch.rejects.len() - reread;
         advance(&mut transaction, &statements, writer, &batch.advances, read)?;
+        insert_skipped(&mut transaction, &statements, &batch.advances)?;
         transaction.commit()?;
         done.duplicates = repeats.iter().map(|repeat| repeat.0).collect();
         done.rejected = rejects.iter().map(|r| (r.reason, r.record.at.clone(), r.record.offset)).collect();
@@ -248,6 +256,8 @@ impl Session {
             rejected: self.prepare(&INSERT_REJECTED)?,
             duplicates: self.prepare(&INSERT_DUPLICATES)?,
             advance: self.prepare(&ADVANCE)?,
+            skipped: self.prepare(&INSERT_SKIPPED)?,
+            gap: self.prepare(&INSERT_GAP)?,
         })
     }
 }
@@ -258,6 +268,8 @@ struct Statements {
     rejected: postgres::Statement,
     duplicates: postgres::Statement,
     advance: postgres::Statement,
+    skipped: postgres::Statement,
+    gap: postgres::Statement,
 }
 
 /// Ids are made of a block and the place in the batch (migration 0001).
@@ -446,7 +458,7 @@ fn advance(
     let epochs: Vec<i64> = advances.iter().map(|a| a.epoch).collect();
     let expected: Vec<i64> = advances.iter().map(|a| a.expected).collect();
     let new: Vec<i64> = advances.iter().map(|a| a.new).collect();
-    let skipped: Vec<i64> = advances.iter().map(|a| a.skipped).collect();
+    let skipped: Vec<i64> = advances.iter().map(|a| offsets::count(&a.skipped)).collect();
     let moved: i64 = transaction
         .query_one(
             &statements.advance,
@@ -461,4 +473,33 @@ fn advance(
         )));
     }
     Ok(())
+}
+
+/// Which offsets were passed over, or are gone: a row a partition and batch, and only where there are some.
+fn insert_skipped(transaction: &mut Transaction<'_>, statements: &Statements, advances: &[Advance]) -> Result<(), StoreError> {
+    let some: Vec<&Advance> = advances.iter().filter(|advance| !advance.skipped.is_empty()).collect();
+    if !some.is_empty() {
+        let topics: Vec<&str> = some.iter().map(|a| &*a.at.topic).collect();
+        let partitions: Vec<i32> = some.iter().map(|a| a.at.partition).collect();
+        let incarnations: Vec<i16> = some.iter().map(|a| a.incarnation).collect();
+        let first: Vec<i64> = some.iter().map(|a| a.skipped[0].start).collect();
+        let ranges: Vec<String> = some.iter().map(|a| multirange(&a.skipped)).collect();
+        transaction.execute(&statements.skipped, &[&topics, &partitions, &incarnations, &first, &ranges])?;
+    }
+    for advance in advances {
+        for gap in &advance.unexplained {
+            let topic: &str = &advance.at.topic;
+            transaction.execute(
+                &statements.gap,
+                &[&topic, &advance.at.partition, &advance.incarnation, &gap.start, &gap.end, &"unexplained"],
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// As PostgreSQL writes an `int8multirange`.
+fn multirange(ranges: &[Offsets]) -> String {
+    let ranges: Vec<String> = ranges.iter().map(|range| format!("[{},{})", range.start, range.end)).collect();
+    format!("{{{}}}", ranges.join(","))
 }

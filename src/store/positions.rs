@@ -84,8 +84,8 @@ impl Session {
         let mut transaction = self.client.transaction()?;
         let topic: &str = &from.at.topic;
         let moved =
-            transaction.execute(&update, &[&topic, &from.at.partition, &from.epoch, &from.next_offset, &to.0, &to.1, &to.2])?;
-        if moved != 1 {
+            transaction.query_one(&update, &[&topic, &from.at.partition, &from.epoch, &from.next_offset, &to.0, &to.1, &to.2])?;
+        if moved.get::<_, i64>(0) != 1 {
             return Err(StoreError::Fenced(format!("partition {} of {topic} has another owner", from.at.partition)));
         }
         if let Some(gap) = gap {

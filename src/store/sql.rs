@@ -47,6 +47,7 @@ statements! {
     INSERT_DUPLICATES = "insert_duplicates",
     INSERT_GAP = "insert_gap",
     INSERT_REJECTED = "insert_rejected",
+    INSERT_SKIPPED = "insert_skipped",
     LEASED_ROWS = "leased_rows",
     MOVE_POSITION = "move_position",
     NEW_TOPIC = "new_topic",

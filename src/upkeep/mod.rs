@@ -17,12 +17,13 @@ use uuid::Uuid;
 use self::clocks::Clocks;
 use self::retention::Retention;
 use crate::config::Current;
+use crate::failpoint::failpoint;
 use crate::ops::VERSION;
 use crate::ops::health::Health;
 use crate::ops::metrics::{Metrics, unix_seconds};
+use crate::ops::pulse;
 use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
-use crate::ops::{failpoint, pulse};
 use crate::store::{
     Gauges, Heartbeat, Pool, ProcessId, Registration, Role, Room, SchemaState, Session, StoreError, ensure_own_session,
     ensure_pipeline, ensure_server, grant, migrate, schema_state,

@@ -76,7 +76,15 @@ impl Store {
 
     pub fn batch(&mut self, candidates: Vec<Candidate>, rejects: Vec<Reject>, lease: Option<i64>) -> Batch {
         let new = self.position + (candidates.len() + rejects.len()) as i64;
-        let advance = Advance { at: self.at(), epoch: self.epoch, expected: self.position, new, skipped: 0 };
+        let advance = Advance {
+            at: self.at(),
+            incarnation: 0,
+            epoch: self.epoch,
+            expected: self.position,
+            new,
+            skipped: Vec::new(),
+            unexplained: Vec::new(),
+        };
         Batch { candidates, rejects, advances: vec![advance], lease }
     }
 
@@ -177,7 +185,7 @@ fn several_processes_may_migrate_at_once() {
     let mut session = Session::connect(&config, &role()).expect("connects");
     assert_eq!(schema_state(&mut session).expect("looked"), SchemaState::Ready);
     session.client().batch_execute("update migration set compatible_from = 99").expect("a newer release was here");
-    assert_eq!(schema_state(&mut session).expect("looked"), SchemaState::TooNew { have: 2 });
+    assert_eq!(schema_state(&mut session).expect("looked"), SchemaState::TooNew { have: 3 });
     session.client().batch_execute(&format!("drop schema \"{}\" cascade", config.schema)).expect("dropped");
 }
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use crate::rig::sources;
 
-const RANKS: [(&str, u32); 11] = [
+const RANKS: [(&str, u32); 12] = [
+    ("failpoint", 0),
     ("core", 0),
     ("config", 1),
     ("source", 2),

@@ -1,0 +1,103 @@
+-- compatible_from: 3
+-- Every offset in a place of its own, by evidence: where accounting begins, what the client passed over, what retention took
+-- away, and how far upkeep has checked all that. Older releases do not write these rows, so they are refused from here on.
+
+create table life (
+  topic text collate "C" not null,
+  partition int not null,
+  incarnation smallint not null,
+  first_offset bigint not null,
+  end_offset bigint,
+  topic_id uuid,
+  cluster_id text,
+  began_at timestamptz not null default now(),
+  ended_at timestamptz,
+  primary key (topic, partition, incarnation)
+);
+comment on table life is 'The logs that a partition has had. Offsets from first_offset up to the position are accounted for.';
+comment on column life.first_offset is 'Where reading began: what lies before it was never this pipeline''s.';
+comment on column life.end_offset is 'The position when the next life began; null while this is the log that is read.';
+
+-- What was read before this migration begins at the lowest offset that is known.
+insert into life (topic, partition, incarnation, first_offset, end_offset, topic_id, ended_at)
+select p.topic, p.partition, p.incarnation, least(min(k.lowest), case when p.current then p.next_offset end),
+  case when not p.current then max(k.highest) end, p.topic_id, case when not p.current then now() end
+from (
+  select c.topic, c.partition, i as incarnation, i = c.incarnation as current, c.next_offset,
+    case when i = c.incarnation then c.topic_id end as topic_id
+  from consumer_position c, generate_series(0, c.incarnation) i
+) p
+left join (
+  select t.name as topic, x.partition, x.incarnation, min(x.kafka_offset) as lowest, max(x.kafka_offset) + 1 as highest
+  from tx x join topic t on t.id = x.topic_id group by 1, 2, 3
+  union all
+  select topic, partition, incarnation, min(kafka_offset), max(kafka_offset) + 1 from duplicate group by 1, 2, 3
+  union all
+  select topic, partition, incarnation, min(kafka_offset), max(kafka_offset) + 1 from rejected group by 1, 2, 3
+  union all
+  select topic, partition, incarnation, from_offset, to_offset from known_gap where reason in ('retention', 'unexplained')
+) k on k.topic = p.topic and k.partition = p.partition and k.incarnation = p.incarnation
+group by p.topic, p.partition, p.incarnation, p.current, p.next_offset, p.topic_id
+having least(min(k.lowest), case when p.current then p.next_offset end) is not null;
+
+create table skipped (
+  topic text collate "C" not null,
+  partition int not null,
+  incarnation smallint not null,
+  from_offset bigint not null,
+  offsets int8multirange not null,
+  seen_at timestamptz not null default now(),
+  primary key (topic, partition, incarnation, from_offset)
+);
+comment on table skipped is 'Offsets that the client passed over: markers, aborted and compacted records. A row for each batch that had some.';
+comment on column skipped.from_offset is 'The first of them.';
+
+create table purged (
+  topic text collate "C" not null,
+  partition int not null,
+  incarnation smallint not null,
+  to_offset bigint not null,
+  offsets bigint not null,
+  primary key (topic, partition, incarnation)
+);
+comment on table purged is 'How many offsets'' rows retention has deleted. Below to_offset, so many are missing; above it, none may be.';
+
+create table audit_position (
+  topic text collate "C" not null,
+  partition int not null,
+  incarnation smallint not null,
+  next_offset bigint not null,
+  primary key (topic, partition, incarnation)
+);
+comment on table audit_position is 'Up to here upkeep has found every offset in its place.';
+
+create table audit_finding (
+  id bigint generated always as identity primary key,
+  kind text not null check (kind in ('offset_missing', 'offset_twice', 'unaccounted', 'two_states', 'without_transaction')),
+  topic text collate "C",
+  partition int,
+  incarnation smallint,
+  from_offset bigint,
+  to_offset bigint,
+  tx_id bigint,
+  detail text not null,
+  noticed_at timestamptz not null default now(),
+  confirmed_at timestamptz not null default now()
+);
+comment on table audit_finding is 'What upkeep''s audit found wrong and has not found right again since. Empty unless something is wrong.';
+
+alter table consumer_position add column cluster_id text;
+comment on column consumer_position.cluster_id is 'The cluster whose log next_offset belongs to.';
+alter table process add column boot_id uuid;
+comment on column process.boot_id is 'The boot of the machine on which it runs: the same state file under another one may be a clone''s.';
+alter table pipeline
+  add column audited_id bigint not null default 0,
+  add column audit_at timestamptz,
+  add column audit_by bigint,
+  add column audit_whole_next bigint,
+  add column audit_whole_at timestamptz;
+comment on column pipeline.audited_id is 'tx.id up to which the audit has found every transaction in one state.';
+comment on column pipeline.audit_at is 'Last step of the audit; after a minute without one another process goes on with it.';
+comment on column pipeline.audit_by is 'process.id of who does it.';
+comment on column pipeline.audit_whole_next is 'tx.id up to which the present pass over everything has come; null: none is under way.';
+comment on column pipeline.audit_whole_at is 'When a pass over everything last reached its end.';
