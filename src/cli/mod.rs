@@ -66,7 +66,14 @@ pub fn main() -> ExitCode {
     };
     let exit = match args.command {
         Command::Run => run::run(&file, &args.set),
-        Command::CheckConfig => check_config::check_config(&file, &args.set),
+        Command::CheckConfig { print_outcomes, json } => {
+            let print = match (print_outcomes, json) {
+                (false, _) => check_config::Print::Summary,
+                (true, false) => check_config::Print::Outcomes,
+                (true, true) => check_config::Print::OutcomesAsJson,
+            };
+            check_config::check_config(&file, &args.set, print)
+        }
         Command::Migrate { print_sql } => migrate::migrate(&file, &args.set, print_sql),
         Command::Status { json } => status::status(&file, &args.set, json),
     };
@@ -105,7 +112,14 @@ enum Command {
     /// Says everything that is wrong with the file, and what it will do
     ///
     /// Looks at files only: nothing is connected to and nothing is sent.
-    CheckConfig,
+    CheckConfig {
+        /// Print what each status and each failure means, why, and which ones the file overrides
+        #[arg(long)]
+        print_outcomes: bool,
+        /// That table as one JSON object
+        #[arg(long, requires = "print_outcomes")]
+        json: bool,
+    },
     /// Brings the schema up to date
     Migrate {
         /// Print everything that a DBA needs on an empty database, and change nothing

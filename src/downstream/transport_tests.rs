@@ -304,7 +304,7 @@ fn a_name_that_does_not_resolve_was_not_sent() {
     let template = Template::new(&config).expect("legal");
     let lookup = Box::new(|_: &str, _| Err(std::io::Error::other("no such host")));
     let addresses = Addresses::with_lookup(&template.uri, lookup).expect("the thread starts");
-    let mut client = UreqTransport::new(Service::with(&config, template, addresses).shared);
+    let mut client = UreqTransport::new(Service::with(&config, template, addresses).expect("legal").shared);
     let answer = send(&mut client);
     assert_eq!(answer.result.as_ref().expect_err("no name").text, "the host name does not resolve: no such host");
     check_failure(answer, FailureKind::Dns, Sent::No);
