@@ -62,8 +62,8 @@ fn outcome_table(outcomes: &Overrides) -> String {
         row(' ', what, classify_failure(kind).label(), reason);
     }
     out.push_str(
-        "\nWhat follows: delivered ends it; refused ends it as dead, if others are accepted; throttled, down and misconfigured are\n\
-         the service's fault and spend none of a transaction's budget, unless others are accepted meanwhile; retry tries again.",
+        "\nWhat follows: delivered ends it, refused makes it dead. The others are tried again; throttled, down and misconfigured\n\
+         are the service's fault and spend none of a transaction's budget, unless others are accepted meanwhile.",
     );
     out
 }

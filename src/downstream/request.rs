@@ -182,9 +182,13 @@ fn name(key: &str, name: &str) -> anyhow::Result<HeaderName> {
     Ok(header)
 }
 
-/// A header's value of visible ASCII, spaces and tabs, without white space around it; not empty.
+/// A header's value of visible ASCII, spaces and tabs, without these two around it; not empty. A line break at the end is no
+/// blank that may be cut: what holds one is not a header's value.
 fn visible(bytes: &[u8]) -> Option<HeaderValue> {
-    let bytes = bytes.trim_ascii();
+    let is_blank = |b: &u8| matches!(b, b' ' | b'\t');
+    let start = bytes.iter().position(|b| !is_blank(b)).unwrap_or(bytes.len());
+    let end = bytes.iter().rposition(|b| !is_blank(b)).map_or(start, |n| n + 1);
+    let bytes = &bytes[start..end];
     let legal = !bytes.is_empty() && bytes.iter().all(|b| matches!(b, b'\t' | b' '..=b'~'));
     if legal { HeaderValue::from_bytes(bytes).ok() } else { None }
 }

@@ -8,6 +8,7 @@ mod exporter;
 mod faults;
 mod logs;
 mod metrics;
+mod misbehave;
 mod misuse;
 mod ops;
 mod postgresql;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::{LIMIT, bed, bootstrap, unique};
@@ -38,6 +39,17 @@ impl Topic {
             self.producer.poll(Duration::ZERO);
         }
         self.producer.flush(LIMIT).expect("Kafka takes the records");
+    }
+
+    /// Writes one value with these headers.
+    pub fn produce_with_headers(&self, value: &[u8], headers: &[(&str, &[u8])]) {
+        let mut all = OwnedHeaders::new();
+        for (key, value) in headers {
+            all = all.insert(Header { key, value: Some(*value) });
+        }
+        let record = BaseRecord::<(), [u8]>::to(&self.name).payload(value).headers(all);
+        self.producer.send(record).map_err(|(e, _)| e).expect("queued");
+        self.producer.flush(LIMIT).expect("Kafka takes the record");
     }
 
     /// Writes transactions with these ids.

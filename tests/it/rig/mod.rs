@@ -8,6 +8,7 @@ mod postgres;
 mod proxy;
 mod relay;
 mod resources;
+mod rogue;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ pub use postgres::Pg;
 pub use proxy::Proxy;
 pub use relay::Relay;
 pub use resources::{Resources, within_bounds};
+pub use rogue::{Opening, Peer, Request, Rogue, Then};
 pub use watch::{Seen, Watch};
 
 /// Catches hangs only: ten times what anything here needs.
