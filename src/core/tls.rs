@@ -69,7 +69,8 @@ impl Alert {
     /// Of OpenSSL's reason, which is 1000 + the alert's number (RFC 8446 section 6.2).
     pub fn from_reason(reason: i32) -> Option<Self> {
         match reason {
-            1042 | 1043 | 1044 | 1046 | 1048 => Some(Self::Certificate),
+            // 1051: the signature of another CA of the same name.
+            1042 | 1043 | 1044 | 1046 | 1048 | 1049 | 1051 => Some(Self::Certificate),
             1045 => Some(Self::Expired),
             1116 => Some(Self::Wanted),
             _ => None,

@@ -195,6 +195,8 @@ fn look_for_new_secrets(keyring: &Keyring, result: &Result<Response, Failure>) -
     let cause = match result {
         Ok(response) if response.status == 401 => "a 401",
         Err(failure) if failure.kind == FailureKind::Tls => "a failure of TLS",
+        // A service that does not accept our certificate may break the connection before its alert is read.
+        Err(failure) if failure.kind == FailureKind::Reset && keyring.get().own_expiry.is_some() => "a connection that broke",
         _ => return None,
     };
     match keyring.read_after_refusal()? {

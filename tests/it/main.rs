@@ -15,6 +15,7 @@ mod postgresql;
 mod relay;
 mod restart;
 mod rig;
+mod secrets;
 mod source;
 mod store;
 mod structure;
