@@ -22,7 +22,13 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     Run(Box<RunArgs>),
-    Table { file: PathBuf },
+    Table {
+        file: PathBuf,
+    },
+    /// Medians and ranges by scenario and contender
+    Contest {
+        file: PathBuf,
+    },
 }
 
 #[derive(clap::Args)]
@@ -36,9 +42,15 @@ struct RunArgs {
     ledger_url: String,
     #[arg(long)]
     dsn: String,
-    /// Pid of txrelay
-    #[arg(long)]
-    daemon: u32,
+    /// Pids of what is measured; what they have started counts with them
+    #[arg(long, required = true)]
+    daemon: Vec<u32>,
+    /// Who is measured, for a contest
+    #[arg(long, default_value = "txrelay")]
+    contender: String,
+    /// How, for a contest
+    #[arg(long, default_value = "burst")]
+    scenario: String,
     /// Pid of PostgreSQL's first process
     #[arg(long)]
     postgres: u32,
@@ -70,6 +82,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::Run(args) => measure(args),
         Command::Table { file } => table(&std::fs::read_to_string(file)?, &COLUMNS),
+        Command::Contest { file } => contest(&std::fs::read_to_string(file)?),
     }
 }
 
@@ -112,13 +125,15 @@ fn measure(args: &RunArgs) -> anyhow::Result<()> {
     let per = |value: u64| value as f64 / n;
     let (daemon, postgres) = (per(after.daemon_us - before.daemon_us), per(after.postgres_us - before.postgres_us));
     let result = json!({
+        "contender": args.contender,
+        "scenario": args.scenario,
         "deliveries_per_second": n * 0.8 * 1000.0 / middle as f64,
         "daemon_us": daemon,
         "postgres_us": postgres,
         "sum_us": daemon + postgres,
         "commits": (after.commits - before.commits) as f64 / n,
         "wal_bytes": (after.wal_bytes - before.wal_bytes) as f64 / n,
-        "rss_peak_mb": rss_peak_mb(args.daemon)?,
+        "rss_peak_mb": rss_peak_mb(&args.daemon),
         "p50_ms": shared::quantile(&latencies, 0.5),
         "p99_ms": shared::quantile(&latencies, 0.99),
         "sent_twice": summary["accepted_twice"],
@@ -173,13 +188,14 @@ impl Snapshot {
              where datname = current_database()",
             &[],
         )?;
-        let daemon = Process::read(args.daemon).context("txrelay is gone")?;
-        let first = Process::read(args.postgres).context("PostgreSQL is gone")?;
-        // A child that ended has left its time with its parent.
-        let children = std::fs::read_dir("/proc")?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-        let children = children.filter_map(Process::read).filter(|p| p.parent == args.postgres);
-        let postgres_us = first.own_us + first.reaped_us + children.map(|p| p.own_us).sum::<u64>();
-        Ok(Self { daemon_us: daemon.own_us, postgres_us, commits: row.get(0), wal_bytes: row.get(1) })
+        let all = Process::all()?;
+        let daemon_us = args
+            .daemon
+            .iter()
+            .map(|pid| tree_us(&all, *pid).with_context(|| format!("process {pid} is gone")))
+            .sum::<Result<_, _>>()?;
+        let postgres_us = tree_us(&all, args.postgres).context("PostgreSQL is gone")?;
+        Ok(Self { daemon_us, postgres_us, commits: row.get(0), wal_bytes: row.get(1) })
     }
 }
 
@@ -191,6 +207,11 @@ struct Process {
 }
 
 impl Process {
+    fn all() -> anyhow::Result<HashMap<u32, Self>> {
+        let pids = std::fs::read_dir("/proc")?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+        Ok(pids.filter_map(|pid| Some((pid, Self::read(pid)?))).collect())
+    }
+
     fn read(pid: u32) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let fields: Vec<u64> = stat.rsplit_once(") ")?.1.split(' ').skip(1).map(|f| f.parse().unwrap_or(0)).collect();
@@ -200,10 +221,22 @@ impl Process {
     }
 }
 
-fn rss_peak_mb(pid: u32) -> anyhow::Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+/// CPU time of a process, of those that it has started, and of what these have reaped. A child that ended has left its time with
+/// its parent.
+fn tree_us(all: &HashMap<u32, Process>, pid: u32) -> Option<u64> {
+    let process = all.get(&pid)?;
+    let children = all.iter().filter(|(_, child)| child.parent == pid).filter_map(|(child, _)| tree_us(all, *child));
+    Some(process.own_us + process.reaped_us + children.sum::<u64>())
+}
+
+/// Of all together.
+fn rss_peak_mb(pids: &[u32]) -> f64 {
+    let peak = |pid: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+        line.trim().trim_end_matches(" kB").parse::<f64>().ok()
+    };
+    pids.iter().filter_map(peak).sum::<f64>() / 1024.0
 }
 
 /// Medians and ranges of the runs in `text`, a JSON line each.
@@ -219,4 +252,78 @@ pub fn table(text: &str, columns: &[Column]) -> anyhow::Result<()> {
         println!("| {title} | {median:.decimals$} | {first:.decimals$} - {last:.decimals$} |");
     }
     Ok(())
+}
+
+/// A table for each scenario, a row for each contender in the order of appearance. One that has lost something has its numbers
+/// in brackets.
+fn contest(text: &str) -> anyhow::Result<()> {
+    let runs: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let distinct = |name: &str| {
+        let mut found: Vec<String> = Vec::new();
+        for run in &runs {
+            let value = run[name].as_str().unwrap_or_default().to_owned();
+            if !found.contains(&value) {
+                found.push(value);
+            }
+        }
+        found
+    };
+    let has_lost =
+        |contender: &str| runs.iter().any(|run| run["contender"] == contender && run["lost"].as_i64().unwrap_or(0) > 0);
+    for scenario in distinct("scenario") {
+        let columns: &[Column] = if scenario == "kill" { &KILLED } else { &CONTEST };
+        println!("\n{scenario}\n\n| contender | runs | {} |", columns.iter().map(|c| c.1).collect::<Vec<_>>().join(" | "));
+        println!("|---|---|{}", "---|".repeat(columns.len()));
+        for contender in distinct("contender") {
+            let of: Vec<&Value> = runs
+                .iter()
+                .filter(|run| run["scenario"] == scenario.as_str() && run["contender"] == contender.as_str())
+                .collect();
+            if of.is_empty() {
+                continue;
+            }
+            let cells: Vec<String> = columns.iter().map(|column| cell(&of, column)).collect();
+            let cells = if has_lost(&contender) && scenario != "kill" {
+                cells.into_iter().map(|cell| format!("[{cell}]")).collect()
+            } else {
+                cells
+            };
+            println!("| {contender} | {} | {} |", of.len(), cells.join(" | "));
+        }
+    }
+    Ok(())
+}
+
+const CONTEST: [Column; 10] = [
+    ("deliveries_per_second", "deliveries/s", 0),
+    ("daemon_us", "CPU us, contender", 0),
+    ("postgres_us", "CPU us, PostgreSQL", 0),
+    ("sum_us", "CPU us per delivery", 0),
+    ("commits", "commits per message", 3),
+    ("wal_bytes", "WAL bytes per message", 0),
+    ("rss_peak_mb", "RSS peak, MB", 0),
+    ("p50_ms", "p50, ms", 0),
+    ("p99_ms", "p99, ms", 0),
+    ("sent_twice", "sent twice", 0),
+];
+
+const KILLED: [Column; 4] = [
+    ("lost", "not delivered", 0),
+    ("sent_twice", "sent twice", 0),
+    ("first_s", "first delivery after the restart, s", 1),
+    ("last_s", "last delivery, s", 1),
+];
+
+/// Median, and the range where there are several.
+fn cell(runs: &[&Value], column: &Column) -> String {
+    let (name, _, decimals) = *column;
+    let mut values: Vec<f64> = runs.iter().filter_map(|run| run[name].as_f64()).collect();
+    values.sort_by(f64::total_cmp);
+    let (Some(first), Some(last)) = (values.first(), values.last()) else { return "-".to_owned() };
+    let median = (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0;
+    if first == last {
+        format!("{median:.decimals$}")
+    } else {
+        format!("{median:.decimals$} ({first:.decimals$} - {last:.decimals$})")
+    }
 }
