@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Exit, load_to_connect, say};
+use super::{Exit, load, say, with_own_password};
 use crate::config::value::show_duration;
 use crate::config::{Auth, Config, Method, OnLostPosition, Security, Start, visible};
 use crate::core::identify::IdRule;
@@ -24,7 +24,7 @@ pub(super) enum Print {
 
 /// Every problem on stderr, or on stdout what is asked for.
 pub(super) fn check_config(file: &Path, sets: &[String], print: Print) -> Exit {
-    match load_to_connect(file, sets) {
+    match load(file, &with_own_password(sets)) {
         Ok(config) => {
             let outcomes = &config.downstream.outcomes;
             say(&match print {

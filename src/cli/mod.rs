@@ -212,14 +212,20 @@ fn load(file: &Path, sets: &[String]) -> Result<Config, Exit> {
     })
 }
 
-/// [`load`] for a command that a person runs: a password of the operator's own takes the place of the file's, which he may
-/// not be able to read.
+/// [`load`] for a command that a person runs on PostgreSQL alone: a password of the operator's own takes the place of the
+/// file's, and the service's secrets are left alone. He may not be able to read either.
 fn load_to_connect(file: &Path, sets: &[String]) -> Result<Config, Exit> {
+    let mut sets = with_own_password(sets);
+    sets.extend(config::SERVICE_FILES.iter().map(|(key, nothing)| format!("{key}={nothing}")));
+    load(file, &sets)
+}
+
+fn with_own_password(sets: &[String]) -> Vec<String> {
     let mut sets = sets.to_vec();
     if login::brings_a_password() {
         sets.push("postgres.password_file=\"\"".to_owned());
     }
-    load(file, &sets)
+    sets
 }
 
 /// A session of a command on the pipeline's schema.

@@ -34,7 +34,7 @@ pub use http::is_loopback;
 pub use load::load;
 pub use postgres_tls::{ClientCertificate, PostgresTls, TlsMode};
 pub use problems::{Problems, visible};
-pub use security::{Auth, Secrets, Security, ServiceTls};
+pub use security::{Auth, SERVICE_FILES, Secrets, Security, ServiceTls};
 pub use view::{Effective, Source, View};
 
 /// A pipeline's whole configuration, checked. `etc/txrelay.toml` names the keys.

@@ -44,6 +44,19 @@ pub struct ServiceTls {
     pub client: Option<(String, String)>,
 }
 
+/// Every key of these tables, with the value that means nothing: for commands that never speak to the service.
+pub const SERVICE_FILES: [(&str, &str); 9] = [
+    ("downstream.auth.bearer_file", "\"\""),
+    ("downstream.auth.basic_user", "\"\""),
+    ("downstream.auth.basic_password_file", "\"\""),
+    ("downstream.auth.header_name", "\"\""),
+    ("downstream.auth.header_value_file", "\"\""),
+    ("downstream.tls.ca_file", "\"\""),
+    ("downstream.tls.cert_file", "\"\""),
+    ("downstream.tls.key_file", "\"\""),
+    ("downstream.signing.secret_files", "[]"),
+];
+
 /// What the files hold now, checked. Not `Debug`: it is never printed.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secrets {
@@ -191,21 +204,19 @@ fn auth(w: &mut Written, others: &[String]) -> Option<(Auth, Option<Place>)> {
     const NAME: &str = "downstream.auth.header_name";
     const VALUE: &str = "downstream.auth.header_value_file";
     let bearer = file(w, BEARER, |f| token(f).map(drop));
-    let user = file(w, USER, |user| match user.bytes().all(|b| b != b':' && !b.is_ascii_control()) {
-        true => Ok(()),
-        // RFC 7617 section 2: the first colon ends the user.
-        false => Err("must not hold a colon or a control character".into()),
-    });
+    // RFC 7617 section 2: the first colon ends the user.
+    let fits = |user: &str| user.bytes().all(|b| b != b':' && !b.is_ascii_control());
+    let user = file(w, USER, |user| if fits(user) { Ok(()) } else { Err("must not hold a colon or a control character".into()) });
     let password = file(w, PASSWORD, |f| secret::read_now(f).map(drop));
     let name = file(w, NAME, |name| {
         http::check_free_name(name)?;
         if name.eq_ignore_ascii_case("Proxy-Authorization") || name.eq_ignore_ascii_case("traceparent") {
             return Err("names a header that cannot be set here: choose another".into());
         }
-        match others.iter().any(|other| other.eq_ignore_ascii_case(name)) {
-            true => Err("names a header that another key of [downstream] names too: keep one of them".into()),
-            false => Ok(()),
+        if others.iter().any(|other| other.eq_ignore_ascii_case(name)) {
+            return Err("names a header that another key of [downstream] names too: keep one of them".into());
         }
+        Ok(())
     });
     let value = file(w, VALUE, |f| header_value(f).map(drop));
     let user_and_password = pair(w, (USER, user), (PASSWORD, password));

@@ -56,11 +56,8 @@ impl Credentials {
         Ok(Self { header, tls, own_expiry, signing, hidden, secrets })
     }
 
-    /// `webhook-signature` (Standard Webhooks): one `v1,BASE64` for each secret; `None` without secrets.
-    pub(super) fn signature(&self, id: &str, timestamp: &str, body: &[u8]) -> Option<HeaderValue> {
-        if self.signing.is_empty() {
-            return None;
-        }
+    /// `webhook-signature` (Standard Webhooks): one `v1,BASE64` for each secret.
+    pub(super) fn signature(&self, id: &str, timestamp: &str, body: &[u8]) -> HeaderValue {
         let sign = |key: &PKey<Private>| -> Result<String, ErrorStack> {
             let mut signer = Signer::new(MessageDigest::sha256(), key)?;
             for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
@@ -70,7 +67,12 @@ impl Credentials {
         };
         let all: Result<Vec<String>, ErrorStack> = self.signing.iter().map(sign).collect();
         let all = all.expect("an HMAC over bytes in memory fails only without memory");
-        Some(HeaderValue::try_from(all.join(" ")).expect("base64 is visible ASCII"))
+        HeaderValue::try_from(all.join(" ")).expect("base64 is visible ASCII")
+    }
+
+    /// Whether requests are signed.
+    pub(super) fn signs(&self) -> bool {
+        !self.signing.is_empty()
     }
 
     /// As many bytes more must be read of an answer than are kept of it, so that no part of a secret is left at its end.
@@ -98,26 +100,22 @@ fn sensitive(value: &[u8]) -> Result<HeaderValue, String> {
 /// Keeps the credentials for all workers.
 pub(super) struct Keyring {
     security: Security,
-    state: Mutex<State>,
+    now: Mutex<Arc<Credentials>>,
+    /// When the files were last read; held while somebody reads. Nobody else waits for that: a file may lie on a disk that hangs.
+    read_at: Mutex<Instant>,
     /// Raised when other credentials have taken the place of the old ones.
     generation: AtomicU64,
 }
 
-struct State {
-    now: Arc<Credentials>,
-    read_at: Instant,
-}
-
 impl Keyring {
     pub(super) fn new(security: &Security) -> Result<Self, String> {
-        let now = Arc::new(Credentials::of(security, security.read()?)?);
-        let state = Mutex::new(State { now, read_at: Instant::now() });
-        Ok(Self { security: security.clone(), state, generation: AtomicU64::new(0) })
+        let now = Mutex::new(Arc::new(Credentials::of(security, security.read()?)?));
+        Ok(Self { security: security.clone(), now, read_at: Mutex::new(Instant::now()), generation: AtomicU64::new(0) })
     }
 
     /// Those that hold now.
     pub(super) fn get(&self) -> Arc<Credentials> {
-        Arc::clone(&self.lock().now)
+        Arc::clone(&lock(&self.now))
     }
 
     /// Connections of an earlier generation should not be used again: they were made with another certificate.
@@ -127,7 +125,7 @@ impl Keyring {
 
     /// Reads the files again. `Ok(true)`: others than before.
     pub(super) fn read_again(&self) -> Result<bool, String> {
-        self.read_into(&mut self.lock())
+        self.read(&mut lock(&self.read_at))
     }
 
     /// The same because the service has refused us. `None`: there is nothing to read, or somebody has just done it.
@@ -135,25 +133,27 @@ impl Keyring {
         if self.security.is_empty() {
             return None;
         }
-        let mut state = self.lock();
-        (state.read_at.elapsed() >= QUIET_AFTER_READING).then(|| self.read_into(&mut state))
+        let mut read_at = self.read_at.try_lock().ok()?;
+        (read_at.elapsed() >= QUIET_AFTER_READING).then(|| self.read(&mut read_at))
     }
 
-    fn read_into(&self, state: &mut State) -> Result<bool, String> {
-        state.read_at = Instant::now();
-        let secrets = self.security.read()?;
-        if secrets == state.now.secrets {
+    fn read(&self, read_at: &mut Instant) -> Result<bool, String> {
+        let secrets = self.security.read();
+        *read_at = Instant::now();
+        let secrets = secrets?;
+        if secrets == self.get().secrets {
             return Ok(false);
         }
-        state.now = Arc::new(Credentials::of(&self.security, secrets)?);
+        let new = Arc::new(Credentials::of(&self.security, secrets)?);
+        *lock(&self.now) = new;
         self.generation.fetch_add(1, Ordering::AcqRel);
         Ok(true)
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is whole between any two statements.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// What the locks guard is whole between any two statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

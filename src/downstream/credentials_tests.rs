@@ -40,8 +40,8 @@ fn each_secret_signs_as_standard_webhooks_has_it() {
     let credentials = keyring(Auth::None, vec![file(&folder, "a", example), file(&folder, "b", &format!("{example}\n"))]).get();
     let signature = credentials.signature("msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", br#"{"test": 2432232314}"#);
     let one = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
-    assert_eq!(signature.expect("secrets").to_str().expect("visible"), format!("{one} {one}"));
-    assert!(keyring(Auth::None, Vec::new()).get().signature("id", "1", b"").is_none());
+    assert_eq!(signature.to_str().expect("visible"), format!("{one} {one}"));
+    assert!(credentials.signs() && !keyring(Auth::None, Vec::new()).get().signs());
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn a_service_that_refuses_everything_makes_no_flood_of_readings() {
     let ring = keyring(Auth::Bearer(secret), Vec::new());
     file(&folder, "secret", "hunter3");
     assert_eq!(ring.read_after_refusal(), None, "it was read a moment ago");
-    ring.lock().read_at = Instant::now().checked_sub(QUIET_AFTER_READING).expect("the machine has run for longer");
+    *lock(&ring.read_at) = Instant::now().checked_sub(QUIET_AFTER_READING).expect("the machine has run for longer");
     assert_eq!(ring.read_after_refusal(), Some(Ok(true)));
     assert_eq!(ring.read_after_refusal(), None);
     assert_eq!(keyring(Auth::None, Vec::new()).read_after_refusal(), None, "there is nothing to read");

@@ -168,8 +168,9 @@ fn guard(headers: &mut HeaderMap, delivery: &Delivery<'_>, credentials: &Credent
     if let Some((name, value)) = &credentials.header {
         headers.insert(name.clone(), value.clone());
     }
-    let (id, timestamp) = (idempotency::webhook_id(delivery.transaction_id), now.to_string());
-    if let Some(signature) = credentials.signature(&id, &timestamp, delivery.payload) {
+    if credentials.signs() {
+        let (id, timestamp) = (idempotency::webhook_id(delivery.transaction_id), now.to_string());
+        let signature = credentials.signature(&id, &timestamp, delivery.payload);
         headers.insert(WEBHOOK_ID, ascii(id));
         headers.insert(WEBHOOK_TIMESTAMP, ascii(timestamp));
         headers.insert(WEBHOOK_SIGNATURE, signature);

@@ -556,6 +556,20 @@ fn requests_over_tls_share_a_connection() {
     assert_eq!(sees.try_iter().count(), 1);
 }
 
+#[test]
+fn a_reused_connection_over_tls_that_ends_before_the_answer_is_made_good_once() {
+    let folder = Folder::new();
+    let (mut client, sees) = secured(&folder, |stream| {
+        read_request(stream);
+        stream.write_all(OK.as_bytes()).expect("written");
+        read_request(stream);
+    });
+    for _ in 0..3 {
+        assert_eq!(status(&send(&mut client)), 200);
+    }
+    assert_eq!(sees.try_iter().count(), 3);
+}
+
 /// Two records of TLS: one is read as the answer, the other would lie in a buffer until the next request.
 #[test]
 fn leftovers_of_one_answer_over_tls_are_never_the_next_one() {

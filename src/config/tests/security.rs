@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::certificates::{Authority, write_private};
 use super::{BASE, Folder, accepts, check_set, read, refuses};
-use crate::config::Auth;
+use crate::config::{Auth, SERVICE_FILES, keys};
 use crate::core::outcome::Outcome;
 
 fn secret(folder: &Folder, name: &str, content: &str) -> PathBuf {
@@ -130,6 +130,20 @@ fn all_of_it_is_in_the_one_list_of_problems() {
             "F:16:7: downstream.outcomes.409: is no class: delivered, retry, throttled, down, misconfigured or refused",
         ],
     );
+}
+
+#[test]
+fn a_command_that_never_speaks_to_the_service_needs_none_of_its_files() {
+    let keys: Vec<&str> = SERVICE_FILES.iter().map(|(key, _)| *key).collect();
+    let tables = ["downstream.auth.", "downstream.tls.", "downstream.signing."];
+    let guarding = keys::KEYS.iter().map(|key| key.path).filter(|path| tables.iter().any(|table| path.starts_with(table)));
+    assert_eq!(keys, guarding.collect::<Vec<_>>());
+    let unreadable = format!(
+        "{BASE}auth.bearer_file = \"/nonexistent\"\ntls.ca_file = \"/nonexistent\"\nsigning.secret_files = [\"/nonexistent\"]\n"
+    );
+    read(&unreadable, &[]).expect_err("not for run");
+    let sets: Vec<String> = SERVICE_FILES.iter().map(|(key, nothing)| format!("{key}={nothing}")).collect();
+    read(&unreadable, &sets.iter().map(String::as_str).collect::<Vec<_>>()).unwrap_or_else(|p| panic!("{p:?}"));
 }
 
 #[test]
