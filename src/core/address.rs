@@ -3,7 +3,7 @@
 //! A name is somebody else's to answer: who controls its DNS would otherwise have the machine's own metadata service, which
 //! hands out credentials to whoever asks from inside, answer for the ledger (OWASP, server-side request forgery).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use ::core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Metadata services outside of the link-local ranges: Amazon's and Google's over IPv6, Alibaba's and Oracle's.
 const METADATA: [IpAddr; 4] = [

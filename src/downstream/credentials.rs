@@ -24,8 +24,8 @@ const QUIET_AFTER_READING: Duration = Duration::from_secs(5);
 pub(super) struct Credentials {
     /// Goes into every request; marked as sensitive, so that nothing prints it.
     pub(super) header: Option<(HeaderName, HeaderValue)>,
-    /// Makes connections.
-    pub(super) tls: SslConnector,
+    /// Makes connections with TLS; `None` for a URL without: the system's trust store takes milliseconds and megabytes.
+    pub(super) tls: Option<SslConnector>,
     /// When our own certificate ends, in seconds since the epoch.
     pub(super) own_expiry: Option<i64>,
     signing: Vec<PKey<Private>>,
@@ -35,9 +35,9 @@ pub(super) struct Credentials {
 }
 
 impl Credentials {
-    fn of(security: &Security, secrets: Secrets) -> Result<Self, String> {
+    fn of(security: &Security, https: bool, secrets: Secrets) -> Result<Self, String> {
         let failed = |error: ErrorStack| format!("OpenSSL: {error}");
-        let (tls, own_expiry) = tls::set_up(&secrets)?;
+        let (tls, own_expiry) = if https { tls::set_up(&secrets).map(|(tls, ends)| (Some(tls), ends))? } else { (None, None) };
         let mut hidden: Vec<Vec<u8>> = secrets.auth.iter().cloned().collect();
         let header = match (&security.auth, &secrets.auth) {
             (Auth::None, _) | (_, None) => None,
@@ -100,6 +100,7 @@ fn sensitive(value: &[u8]) -> Result<HeaderValue, String> {
 /// Keeps the credentials for all workers.
 pub(super) struct Keyring {
     security: Security,
+    https: bool,
     now: Mutex<Arc<Credentials>>,
     /// When the files were last read; held while somebody reads. Nobody else waits for that: a file may lie on a disk that hangs.
     read_at: Mutex<Instant>,
@@ -108,9 +109,11 @@ pub(super) struct Keyring {
 }
 
 impl Keyring {
-    pub(super) fn new(security: &Security) -> Result<Self, String> {
-        let now = Mutex::new(Arc::new(Credentials::of(security, security.read()?)?));
-        Ok(Self { security: security.clone(), now, read_at: Mutex::new(Instant::now()), generation: AtomicU64::new(0) })
+    /// `https`: whether the URL asks for TLS.
+    pub(super) fn new(security: &Security, https: bool) -> Result<Self, String> {
+        let now = Mutex::new(Arc::new(Credentials::of(security, https, security.read()?)?));
+        let read_at = Mutex::new(Instant::now());
+        Ok(Self { security: security.clone(), https, now, read_at, generation: AtomicU64::new(0) })
     }
 
     /// Those that hold now.
@@ -144,7 +147,7 @@ impl Keyring {
         if secrets == self.get().secrets {
             return Ok(false);
         }
-        let new = Arc::new(Credentials::of(&self.security, secrets)?);
+        let new = Arc::new(Credentials::of(&self.security, self.https, secrets)?);
         *lock(&self.now) = new;
         self.generation.fetch_add(1, Ordering::AcqRel);
         Ok(true)

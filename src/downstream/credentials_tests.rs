@@ -11,7 +11,7 @@ fn file(folder: &Folder, name: &str, content: &str) -> String {
 }
 
 fn keyring(auth: Auth, signing: Vec<String>) -> Keyring {
-    Keyring::new(&Security { auth, signing, ..Security::default() }).unwrap_or_else(|problem| panic!("{problem}"))
+    Keyring::new(&Security { auth, signing, ..Security::default() }, false).unwrap_or_else(|problem| panic!("{problem}"))
 }
 
 #[track_caller]

@@ -26,7 +26,7 @@ pub(in crate::downstream) fn config(url: &str) -> config::Downstream {
 }
 
 fn nobody() -> std::sync::Arc<Credentials> {
-    crate::downstream::credentials::Keyring::new(&config::Security::default()).expect("nothing to read").get()
+    crate::downstream::credentials::Keyring::new(&config::Security::default(), false).expect("nothing to read").get()
 }
 
 const NOW: u64 = 1_700_000_000;

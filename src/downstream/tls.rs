@@ -102,7 +102,9 @@ impl Tls {
     fn shake_hands<S: Read + Write>(&self, host: &str, wire: S) -> Result<SslStream<S>, Error> {
         let refused = Arc::new(AtomicI32::new(0));
         let expiry = Arc::new(AtomicI64::new(i64::MAX));
-        let mut configuration = self.keyring.get().tls.configure().map_err(own_fault)?;
+        let credentials = self.keyring.get();
+        let connector = credentials.tls.as_ref().ok_or(Error::TlsRequired)?;
+        let mut configuration = connector.configure().map_err(own_fault)?;
         let (code, earliest) = (Arc::clone(&refused), Arc::clone(&expiry));
         configuration.set_verify_callback(SslVerifyMode::PEER, move |accepted, context| {
             if let Some(at) = context.current_cert().and_then(ends) {
@@ -164,12 +166,8 @@ fn handshake_error(error: ssl::Error, refused: i32) -> Error {
             tls_error("the service does not speak TLS: is it the right port, or does it want plain HTTP?".into())
         }
         Some(UNSUPPORTED_PROTOCOL | ALERT_PROTOCOL_VERSION) => tls_error("the service speaks no TLS from 1.2 on".into()),
-        Some(reason) if Alert::from_reason(reason).is_some() => alert(reason).expect("it is one"),
-        _ => match error.into_io_error() {
-            Ok(error) => error.into(),
-            Err(error) if error.ssl_error().is_none() => io::Error::from(io::ErrorKind::UnexpectedEof).into(),
-            Err(error) => tls_error(format!("the TLS handshake failed: {error}")),
-        },
+        Some(reason) => alert(reason).unwrap_or_else(|| tls_error(format!("the TLS handshake failed: {error}"))),
+        None => error.into_io_error().unwrap_or_else(|_| io::ErrorKind::UnexpectedEof.into()).into(),
     }
 }
 

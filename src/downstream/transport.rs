@@ -61,8 +61,9 @@ impl Service {
     }
 
     fn with(config: &config::Downstream, template: Template, addresses: Addresses) -> anyhow::Result<Self> {
-        let keyring = Arc::new(Keyring::new(&config.security).map_err(anyhow::Error::msg)?);
-        let agent = agent_config(config, template.uri.scheme_str() == Some("https"));
+        let https = template.uri.scheme_str() == Some("https");
+        let keyring = Arc::new(Keyring::new(&config.security, https).map_err(anyhow::Error::msg)?);
+        let agent = agent_config(config, https);
         let shared = Shared {
             template,
             addresses,
