@@ -78,8 +78,10 @@ impl Worker {
         let now = Instant::now();
         self.room.observe(answer.latency);
         let latency = answer.latency;
-        if let Some(note) = &answer.note {
-            log::warn!("{note}");
+        if let Some(note) = &answer.note
+            && let Some(more) = self.said.lock().unwrap_or_else(PoisonError::into_inner).admit(note, now)
+        {
+            log::warn!("{note}{more}");
         }
         let (tried, retry_after) = judge(answer, &self.config.get().downstream.outcomes);
         self.metrics.attempt_duration_seconds.observe(latency.as_secs_f64());

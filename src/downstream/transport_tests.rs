@@ -13,7 +13,7 @@ use rustix::net::sockopt::set_tcp_cork;
 
 use super::*;
 use crate::config::tests::Folder;
-use crate::config::tests::certificates::Authority;
+use crate::config::tests::certificates::{Authority, write_private};
 use crate::downstream::request::tests::config;
 
 /// One connection, as the service sees it.
@@ -506,6 +506,23 @@ fn a_panic_in_the_client_is_a_failure_and_the_next_request_works() {
     client.agent = Agent::with_parts(client.shared.agent.clone(), Panics, client.shared.addresses.clone());
     check_failure(send(&mut client), FailureKind::Protocol, Sent::No);
     assert_eq!(status(&send(&mut client)), 200);
+}
+
+#[test]
+fn new_secrets_are_used_from_the_next_request_on_and_over_a_new_connection() {
+    let folder = Folder::new();
+    let file = folder.path().join("token");
+    write_private(&file, b"one");
+    let (url, sees) = always(OK);
+    let mut client = client_with(&url, |c| c.security.auth = config::Auth::Bearer(file.display().to_string()));
+    assert_eq!(status(&send(&mut client)), 200);
+    assert_eq!(status(&send(&mut client)), 200);
+    write_private(&file, b"two");
+    assert_eq!(client.shared.keyring.read_again(), Ok(true));
+    assert_eq!(status(&send(&mut client)), 200);
+    let sent: Vec<(usize, bool)> =
+        sees.try_iter().map(|(n, request)| (n, request.contains("authorization: Bearer two"))).collect();
+    assert_eq!(sent, [(0, false), (0, false), (1, true)]);
 }
 
 /// A service with TLS that the client trusts.
