@@ -120,7 +120,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         select! {
             recv(asks) -> asked => match asked {
                 Ok(Asked::Stop) | Err(_) => break None,
-                Ok(Asked::Reload) => reload(&current, &running.metrics, &running.service),
+                Ok(Asked::Reload) => reload(&current, &running),
                 Ok(Asked::Dump) => dump(&running),
             },
             recv(running.exits) -> exit => break exit.ok(),
@@ -369,12 +369,13 @@ impl Ending<'_> {
 }
 
 /// SIGHUP: the file again, whole or not at all.
-fn reload(current: &Current, metrics: &Metrics, service: &Service) {
+fn reload(current: &Current, running: &Running) {
+    let metrics = &running.metrics;
     systemd::reloading();
     match current.reload() {
         Ok(changed) => {
             metrics.reloaded();
-            match service.read_secrets_again() {
+            match running.service.read_secrets_again() {
                 Ok(true) => log::info!("the files with the secrets for the service hold new ones: used from now on"),
                 Ok(false) => {}
                 // The reload has found nothing wrong with them: somebody is writing them at this moment.
