@@ -3,9 +3,12 @@
 
 mod backlog;
 mod clocks;
+mod crash;
 mod deliver;
 mod exporter;
 mod faults;
+mod fencing;
+mod kills;
 mod logs;
 mod metrics;
 mod misuse;

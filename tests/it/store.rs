@@ -1,15 +1,15 @@
 //! What the store promises, on a real PostgreSQL, with a schema per test.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use txrelay::config;
 use txrelay::core::outcome::{Outcome, Sent};
 use txrelay::core::record::{Record, TopicPartition};
 use txrelay::store::{
     Advance, Batch, Candidate, Claimant, Floor, Heartbeat, Ingested, LeaseTime, Leased, Link, Pool, Registration, Reject, Role,
-    Room, SchemaState, Session, Settled, Settlement, StoreError, Topics, Tried, Writer, ensure_pipeline, migrate, print_sql,
-    reader_role, schema_state,
+    Room, SchemaState, Session, Settled, Settlement, StoreError, Timelines, Topics, Tried, Writer, ensure_pipeline, migrate,
+    print_sql, reader_role, schema_state,
 };
 
 use crate::rig::{postgres_url, unique};
@@ -113,7 +113,14 @@ impl Store {
     }
 
     pub fn settle(&mut self, id: i64, lease: i64, attempt: i32, what: Settled) -> usize {
-        self.session.settle(1, &[Settlement { id, lease, attempt, what }]).expect("settled")
+        let received_at = self.received_at(id);
+        self.session.settle(1, &[Settlement { id, lease, attempt, received_at, what }]).expect("settled")
+    }
+
+    /// When that transaction was received.
+    pub fn received_at(&mut self, id: i64) -> SystemTime {
+        let row = self.session.client().query_opt("select received_at from tx where id = $1", &[&id]).expect("answers");
+        row.map_or(SystemTime::UNIX_EPOCH, |row| row.get(0))
     }
 
     pub fn number(&mut self, query: &str) -> i64 {
@@ -331,7 +338,7 @@ fn a_stale_settle_changes_no_row_and_leaves_its_attempt() {
 fn a_settle_whose_commit_answer_was_lost_can_be_repeated() {
     let mut store = Store::new();
     let new = store.store(&[("a", "1"), ("b", "2"), ("c", "3")], Some(5)).new;
-    let settlements = |id: i64, what| Settlement { id, lease: 5, attempt: 1, what };
+    let settlements = |id: i64, what| Settlement { id, lease: 5, attempt: 1, received_at: SystemTime::UNIX_EPOCH, what };
     let batch = [
         settlements(new[0].1, Settled::Delivered(tried(Outcome::Delivered, 200))),
         settlements(
@@ -375,8 +382,13 @@ fn a_refused_text_settles_without_it() {
     let id = store.store(&[("a", "1")], Some(5)).new[0].1;
     let mut bad = tried(Outcome::Retry, 500);
     bad.error = Some("nul \0 inside".to_owned());
-    let settlement =
-        Settlement { id, lease: 5, attempt: 1, what: Settled::Failed { tried: bad, delay: LEASE, spend: Duration::ZERO } };
+    let settlement = Settlement {
+        id,
+        lease: 5,
+        attempt: 1,
+        received_at: SystemTime::UNIX_EPOCH,
+        what: Settled::Failed { tried: bad, delay: LEASE, spend: Duration::ZERO },
+    };
     let refused = store.session.settle(1, std::slice::from_ref(&settlement)).expect_err("PostgreSQL holds no NUL");
     assert!(matches!(refused, StoreError::Value(_)), "{refused}");
     assert_eq!(store.session.settle(1, &[settlement.without_text()]).expect("settled"), 0);
@@ -401,7 +413,7 @@ fn a_claim_takes_no_more_bytes_than_there_is_room_for() {
 #[test]
 fn a_heartbeat_learns_of_a_pause_and_of_its_end() {
     let mut store = Store::new();
-    let registration = Registration { instance: None, host: "it".to_owned(), version: "0", lease: LEASE };
+    let registration = Registration { instance: None, lock: None, host: "it".to_owned(), version: "0", lease: LEASE };
     let process = store.session.register(&registration).expect("registered");
     let mut is_paused = |sql: &str| {
         store.session.client().batch_execute(sql).expect(sql);
@@ -416,7 +428,7 @@ fn a_heartbeat_learns_of_a_pause_and_of_its_end() {
 #[test]
 fn a_session_goes_after_an_unknown_failure_with_all_that_it_had_prepared() {
     let store = Store::new();
-    let mut link = Link::new(&store.config, "it", "test");
+    let mut link = Link::new(&store.config, "it", "test", &Timelines::default());
     let pid = |session: &mut Session| Ok(session.client().query_one("select pg_backend_pid()", &[])?.get::<_, i32>(0));
     let first = link.run(pid).expect("connects");
     assert_eq!(link.run(pid).expect("the same session"), first);
@@ -476,6 +488,7 @@ fn a_claim_on_a_backlog_that_came_at_once_uses_its_index() {
         id: row.id,
         lease: 2,
         attempt: row.attempt,
+        received_at: row.received_at,
         what: Settled::Delivered(tried(Outcome::Delivered, 200)),
     });
     let batch: Vec<Settlement> = new.collect();
@@ -503,6 +516,6 @@ fn the_floor_never_hides_a_due_row() {
 fn a_pool_without_a_database_says_so_and_does_not_hang() {
     let mut config = postgres("nowhere");
     config.client = "postgresql://x@127.0.0.1:1/x".parse().expect("a DSN");
-    let error = Pool::new(&config, "it").session().err().expect("nobody listens there");
+    let error = Pool::new(&config, "it", &Timelines::default()).session().err().expect("nobody listens there");
     assert!(matches!(error, StoreError::Connection(_)), "{error}");
 }
