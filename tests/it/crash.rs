@@ -47,7 +47,7 @@ const DEATHS: [(&str, u32, Way); 26] = [
     ("step-expire", 3, Way::Paused),
     ("step-retain-commit", 1, Way::Retention),
     ("step-retained", 0, Way::Retention),
-    ("step-owned", 1, Way::SecondTopic),
+    ("step-owned", 0, Way::SecondTopic),
     ("step-began", 0, Way::SecondTopic),
     ("step-move-commit", 1, Way::Deleted),
     ("step-moved", 0, Way::Deleted),
@@ -113,13 +113,13 @@ fn die(step: &'static str, off: u32, way: Way) {
         Way::Retries | Way::LostClaim => {
             format!("{SHORT}\n[retry]\nbase = \"100ms\"\ncap = \"200ms\"\n[gate]\nprobe_cap = \"200ms\"")
         }
-        Way::Retention => format!("{SHORT}\n[retention]\ndelivered = \"1s\""),
         _ => SHORT.to_owned(),
     };
     let (topic, ledger) = (Topic::new(2), Ledger::start());
     ledger.behave(&json!({ "delay_ms": 2 }));
     let mut relay = Relay::new(&topic.name, &ledger.url(), &more);
-    relay.set("postgres.lease=\"12s\"");
+    // A longer one has room for more rows than for their bytes.
+    relay.set(if way == Way::Large { "postgres.lease=\"60s\"" } else { "postgres.lease=\"12s\"" });
     let mut dying = Dying { step, topic, ledger, relay, sent: Vec::new(), deleted: 0, may_repeat: 0 };
     let load = dying.come_to(off, way);
     dying.relay.dies_at(step);
@@ -166,6 +166,9 @@ impl Dying {
             Way::Retention => {
                 // The first life has something delivered, so that there is something old.
                 self.deliver_first();
+                let age = "update attempt set finished_at = finished_at - interval '100 days'; \
+                     update tx set received_at = received_at - interval '100 days'";
+                self.relay.sql().batch_execute(age).expect("aged");
                 self.start_armed(off);
                 self.load()
             }
@@ -242,8 +245,8 @@ impl Dying {
     }
 
     fn with_large_payloads(&mut self, off: u32) -> Load {
-        self.ledger.behave(&json!({ "delay_ms": 100 }));
-        let all = ids("large", 0..80);
+        self.ledger.behave(&json!({ "delay_ms": 300 }));
+        let all = ids("large", 0..100);
         let value = |id: &String| format!(r#"{{"transaction_id":"{id}","padding":"{}"}}"#, "x".repeat(900_000)).into_bytes();
         let values: Vec<Vec<u8>> = all.iter().map(value).collect();
         self.topic.produce(values.iter().map(Vec::as_slice));

@@ -451,11 +451,16 @@ fn a_pause_stops_claims_and_ends_by_itself() {
 #[test]
 fn the_leases_of_a_dead_predecessor_are_freed_and_leave_a_trace() {
     let mut store = Store::new();
+    let registration = Registration { instance: None, lock: None, host: "it".to_owned(), version: "0", lease: LEASE };
+    assert_eq!(store.session.register(&registration).expect("registered").id, 1);
     store.store(&[("a", "1"), ("b", "2")], Some(5));
+    store.session.bury(&[1]).expect("dead");
     assert_eq!(store.session.sweep(&[99], LEASE).expect("swept"), 0, "another process's leases are not touched");
     assert_eq!(store.session.sweep(&[98, 1], LEASE).expect("swept"), 2);
     assert_eq!(store.number("select count(*) from attempt where outcome = 7 and sent = 2"), 2);
+    // It was only asleep, and takes them: they would go to and fro until it hears that it is dead.
     assert_eq!(store.claim(6).len(), 2);
+    assert_eq!(store.session.sweep(&[1], LEASE).expect("swept"), 0, "what it takes after its burial is its own");
 }
 
 #[test]
@@ -518,4 +523,62 @@ fn a_pool_without_a_database_says_so_and_does_not_hang() {
     config.client = "postgresql://x@127.0.0.1:1/x".parse().expect("a DSN");
     let error = Pool::new(&config, "it", &Timelines::default()).session().err().expect("nobody listens there");
     assert!(matches!(error, StoreError::Connection(_)), "{error}");
+}
+
+/// After a failover to a replica that was behind, its sequences give ids anew.
+#[test]
+fn an_answer_under_an_id_that_is_anothers_by_now_enters_no_history() {
+    let mut store = Store::new();
+    let id = store.store(&[("a", "1")], Some(5)).new[0].1;
+    let received_at = store.received_at(id);
+    let answer = |received_at| {
+        [
+            Settled::Delivered(tried(Outcome::Delivered, 200)),
+            Settled::Died { tried: tried(Outcome::Refused, 400), reason: "refused" },
+        ]
+        .map(|what| Settlement { id, lease: 999, attempt: 1, received_at, what })
+    };
+    let other = answer(received_at - Duration::from_micros(1));
+    assert_eq!(store.session.settle(1, &other).expect("refused in silence"), 0);
+    let unknown = answer(received_at).map(|settlement| Settlement { id: id + 1, ..settlement });
+    assert_eq!(store.session.settle(1, &unknown).expect("refused in silence"), 0);
+    assert_eq!(store.number("select count(*) from attempt"), 0, "not a word of them");
+    assert_eq!(store.state("a"), "in_flight");
+    assert_eq!(store.session.settle(1, &answer(received_at)[..1]).expect("stale"), 1, "a late answer of its own is history");
+    assert_eq!(store.number("select count(*) from attempt where stale"), 1);
+}
+
+#[test]
+fn a_process_whose_number_is_anothers_by_now_neither_beats_nor_ends_for_it() {
+    let mut store = Store::new();
+    let registration = Registration { instance: None, lock: None, host: "it".to_owned(), version: "0", lease: LEASE };
+    let process = store.session.register(&registration).expect("registered");
+    // Another was registered under the number, on a primary that does not know the first.
+    store.session.client().batch_execute("update process set started_at = started_at + interval '1 second'").expect("replaced");
+    assert!(store.session.heartbeat(process, &Heartbeat::default()).expect("answers").is_none());
+    store.session.goodbye(process).expect("answers");
+    assert_eq!(store.number("select count(*) from process where ended_at is null"), 1);
+}
+
+#[test]
+fn a_predecessor_is_dead_by_its_lock_its_word_or_its_silence() {
+    let mut store = Store::new();
+    let (instance, ours, others) = (uuid::Uuid::new_v4(), uuid::Uuid::new_v4(), uuid::Uuid::new_v4());
+    let mut register = |lock| {
+        let registration = Registration { instance: Some(instance), lock, host: "it".to_owned(), version: "0", lease: LEASE };
+        store.session.register(&registration).expect("registered")
+    };
+    let [same_lock, other_lock, old_release, ended, silent, ahead, me] =
+        [Some(ours), Some(others), None, Some(others), Some(others), Some(others), Some(ours)].map(|lock| register(lock).id);
+    let mut run = |sql: &str| store.session.client().batch_execute(sql).expect("runs");
+    run(&format!("update process set ended_at = now() where id = {ended}"));
+    run(&format!("update process set seen_at = now() - interval '11 seconds' where id = {silent}"));
+    run(&format!("update process set seen_at = now() + interval '1 hour' where id = {ahead}"));
+    let found = store.session.predecessors(instance, Some(ours), me).expect("answers");
+    let dead: std::collections::BTreeSet<i64> = found.iter().filter(|p| p.is_dead).map(|p| p.id).collect();
+    assert_eq!(dead, [same_lock, ended, silent, ahead].into(), "its clock was set back: what lies ahead was not written since");
+    let alive: std::collections::BTreeSet<i64> = found.iter().filter(|p| !p.is_dead).map(|p| p.id).collect();
+    assert_eq!(alive, [other_lock, old_release].into());
+    let without = store.session.predecessors(instance, None, me).expect("answers");
+    assert!(without.iter().any(|p| p.id == same_lock && !p.is_dead), "a lock without a name proves nothing");
 }
