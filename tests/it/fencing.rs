@@ -79,7 +79,7 @@ fn a_process_that_was_asleep_moves_no_position_and_settles_nothing() {
     assert_eq!(one.count(&others), 6, "all partitions are the other's");
     one.signal("CONT");
     eventually("its late answers are stale", || one.metric("settles_stale_total") > Some(0.0));
-    assert!(one.count("select count(*) from attempt where stale and outcome = 1") > 0, "and in the history");
+    assert!(one.count("select count(*) from attempt where stale") > 0, "and in the history");
     // It has learnt that its partitions are another's, and takes only what the group gives it.
     share(&one, &other);
     moves_by(&ledger, 300);
@@ -273,7 +273,9 @@ fn a_process_that_the_new_primary_does_not_know_starts_anew_and_loses_nothing() 
 fn of_two_primaries_only_the_newer_one_is_worked_on() {
     let pg = Pg::start();
     let replica = pg.replica();
-    let both = pg.dsn().replace(pg.host(), &format!("{},{}", replica.host(), pg.host()));
+    // An ordinary role: the question which timeline it is needs no privilege.
+    pg.sql().batch_execute("create role relay login; grant create on database postgres to relay").expect("a role");
+    let both = pg.dsn_of("relay").replace(pg.host(), &format!("{},{}", replica.host(), pg.host()));
     let (topic, ledger) = (Topic::new(3), Ledger::start());
     ledger.behave(&json!({ "delay_ms": 2 }));
     let mut relay = Relay::on(&topic.name, &ledger.url(), &both, pg.dsn(), "workers = 8");

@@ -141,7 +141,7 @@ fn crash_loop(lives: usize, longest: u64) {
         assert_eq!(relay.count("select coalesce(max(spent_ms), 0) from delivery"), 0, "a crash is no failure of a delivery");
         assert_eq!(relay.count("select count(*) from dead"), 0);
     }
-    assert!(relay.count("select attempt from delivery order by attempt desc limit 1") >= lives as i64 - 1);
+    assert!(relay.count("select max(attempt)::bigint from delivery") >= lives as i64 - 1);
     ledger.behave_well();
     relay.start();
     let mut sent = load.finish();

@@ -5,7 +5,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::resources::Resources;
-use super::{Killed, LIMIT, bootstrap, http, postgres_url, unique};
+use super::{Killed, LIMIT, bootstrap, eventually, http, postgres_url, unique};
 
 /// A pipeline: its configuration, and the daemon while it runs.
 pub struct Relay {
@@ -226,6 +226,7 @@ impl Relay {
     #[track_caller]
     pub fn dies_at(&mut self, step: &str) {
         use std::os::unix::process::ExitStatusExt;
+        eventually(&format!("it dies at {step}"), || !self.is_running());
         let ended = self.wait();
         assert_eq!(ended.signal(), Some(9), "{step}: it ended otherwise ({ended}):\n{}", self.log());
     }
