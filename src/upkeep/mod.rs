@@ -183,6 +183,10 @@ impl Upkeep {
                         log::warn!("upkeep failed, will try again: {error}{note}");
                     }
                     self.health.wait("upkeep", "postgres", format!("PostgreSQL: {error}"));
+                    if matches!(error, StoreError::Connection(_)) {
+                        // The next one may be a replica that was behind: there, leases from before this may not have ended.
+                        rounds.expired_until = None;
+                    }
                     self.pool.renew();
                 }
             }
