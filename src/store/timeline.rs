@@ -40,7 +40,7 @@ impl Timelines {
         }
         Err(StoreError::Connection(format!(
             "{place}: this is an old primary, on timeline {number}; another server was promoted and is on {highest}: stop the old one, \
-             or let postgres.url lead to the new one"
+             or let postgres.url lead to the new one (if the old one is meant after all, restart txrelay)"
         )))
     }
 
