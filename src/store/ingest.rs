@@ -66,7 +66,7 @@ pub struct Advance {
 }
 
 /// What one transaction stores.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Batch {
     /// At most 1,024, in the order in which they were read.
     pub candidates: Vec<Candidate>,
@@ -118,78 +118,8 @@ impl Session {
     pub fn ingest(&mut self, writer: Writer, topics: &Topics, batch: &Batch) -> Result<Ingested, StoreError> {
         let statements = self.statements()?;
         let mut transaction = self.client.transaction()?;
-        let mut done = Ingested::default();
-        let sorted = sort(&batch.candidates);
-        let mut repeats = Vec::new();
-        let mut conflicts = Vec::new();
-        let mut reread = 0;
-        // Of equal ids in one batch the first read wins; the others are compared with what is stored then.
-        let (mut wanted, mut losers): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
-        for &place in &sorted {
-            let id = &batch.candidates[place].transaction_id;
-            match wanted.last() {
-                Some(&last) if batch.candidates[last].transaction_id == *id => losers.push(place),
-                _ => wanted.push(place),
-            }
-        }
-        for round in 0.. {
-            if !wanted.is_empty() {
-                insert(&mut transaction, &statements, writer, topics, batch, &wanted, &mut done)?;
-            }
-            let inserted: std::collections::HashSet<usize> = done.new.iter().map(|new| new.0).collect();
-            wanted.retain(|place| !inserted.contains(place));
-            let mut unknown: Vec<usize> = wanted.iter().copied().chain(losers.drain(..)).collect();
-            if unknown.is_empty() {
-                break;
-            }
-            let found = seen(&mut transaction, &statements, topics, batch, &unknown)?;
-            for seen in found.values() {
-                match seen {
-                    // The same place with other bytes is no re-read: that log was truncated or replaced.
-                    Seen { same_record: true, equal: true, .. } => reread += 1,
-                    Seen { equal: true, place, tx_id, .. } => repeats.push((*place, *tx_id)),
-                    Seen { place, tx_id, .. } => conflicts.push((*place, *tx_id)),
-                }
-            }
-            unknown.retain(|place| !found.contains_key(place));
-            if unknown.is_empty() {
-                break;
-            }
-            // Neither inserted nor there: its rival rolled back, or retention took it this moment. Never skipped.
-            if round + 1 == TRIES {
-                return Err(StoreError::Busy(format!("{} ids were neither inserted nor found", unknown.len())));
-            }
-            unknown.sort_by(|a, b| batch.candidates[*a].transaction_id.cmp(&batch.candidates[*b].transaction_id).then(a.cmp(b)));
-            unknown.dedup_by(|b, a| {
-                let same = batch.candidates[*a].transaction_id == batch.candidates[*b].transaction_id;
-                if same {
-                    losers.push(*b);
-                }
-                same
-            });
-            wanted = unknown;
-        }
-        let stored_repeats = insert_duplicates(&mut transaction, &statements, writer, batch, &repeats)?;
-        let rejects: Vec<Rejected<'_>> = batch
-            .rejects
-            .iter()
-            .map(|r| Rejected {
-                reason: r.reason,
-                detail: r.detail.clone(),
-                tx_id: r.tx_id,
-                record: &r.record,
-                incarnation: r.incarnation,
-            })
-            .chain(conflicts.iter().map(|&(place, tx_id)| conflict(&batch.candidates[place], tx_id)))
-            .collect();
-        let stored_rejects = insert_rejected(&mut transaction, &statements, writer, &rejects)?;
-        reread += repeats.len() - stored_repeats + rejects.len() - stored_rejects;
-        let read = batch.candidates.len() + batch.rejects.len() - reread;
-        advance(&mut transaction, &statements, writer, &batch.advances, read)?;
-        insert_skipped(&mut transaction, &statements, &batch.advances)?;
+        let done = store(&mut transaction, &statements, writer, topics, batch)?;
         transaction.commit()?;
-        done.duplicates = repeats.iter().map(|repeat| repeat.0).collect();
-        done.rejected = rejects.iter().map(|r| (r.reason, r.record.at.clone(), r.record.offset)).collect();
         Ok(done)
     }
 
@@ -204,6 +134,47 @@ impl Session {
 }
 
 impl Batch {
+    /// Offsets of its records, ascending; for the batch of one partition.
+    fn offsets(&self) -> Vec<i64> {
+        let candidates = self.candidates.iter().map(|c| c.record.offset);
+        let mut offsets: Vec<i64> = candidates.chain(self.rejects.iter().map(|r| r.record.offset)).collect();
+        offsets.sort_unstable();
+        offsets
+    }
+
+    /// A batch for each of its partitions.
+    pub fn by_partition(self) -> Vec<Batch> {
+        let mut parts: Vec<Batch> =
+            self.advances.into_iter().map(|advance| Batch { advances: vec![advance], ..Batch::default() }).collect();
+        let part_of: HashMap<TopicPartition, usize> =
+            parts.iter().enumerate().map(|(n, part)| (part.advances[0].at.clone(), n)).collect();
+        // A batch moves the position of each of its records.
+        for candidate in self.candidates {
+            parts[part_of[&candidate.record.at]].candidates.push(candidate);
+        }
+        for reject in self.rejects {
+            parts[part_of[&reject.record.at]].rejects.push(reject);
+        }
+        parts
+    }
+
+    /// What of this batch of one partition lies before `offset`: its position moves up to there.
+    pub fn before(&self, offset: i64) -> Batch {
+        let earlier = |ranges: &[Offsets]| ranges.iter().filter(|range| range.start < offset).cloned().collect();
+        let cut = |advance: &Advance| Advance {
+            new: offset.max(advance.expected),
+            skipped: earlier(&advance.skipped),
+            unexplained: earlier(&advance.unexplained),
+            ..advance.clone()
+        };
+        Batch {
+            candidates: self.candidates.iter().filter(|c| c.record.offset < offset).cloned().collect(),
+            rejects: self.rejects.iter().filter(|r| r.record.offset < offset).cloned().collect(),
+            advances: self.advances.iter().map(cut).collect(),
+            lease: None,
+        }
+    }
+
     /// Moves candidates that PostgreSQL refuses to the rejected ones.
     pub fn set_aside(&mut self, places: &[usize], why: &str) {
         let mut kept = Vec::with_capacity(self.candidates.len());
@@ -239,7 +210,9 @@ impl Session {
             match tried {
                 Ok(()) => {}
                 Err(StoreError::Value(_)) if places.len() == 1 => refused.extend(places),
-                Err(StoreError::Value(_)) => {
+                // Refused for another reason: that is not for rejecting it.
+                Err(error) if error.is_about_rows() && places.len() == 1 => {}
+                Err(error) if error.is_about_rows() => {
                     let (left, right) = places.split_at(places.len() / 2);
                     ranges.extend([left.to_vec(), right.to_vec()]);
                 }
@@ -247,6 +220,36 @@ impl Session {
             }
         }
         Ok(refused)
+    }
+
+    /// The offset of the first record of this batch of one partition that PostgreSQL refuses, for whatever reason; `None`: it
+    /// takes them all. Found by halving; stores nothing.
+    pub fn first_refused(&mut self, writer: Writer, topics: &Topics, batch: &Batch) -> Result<Option<i64>, StoreError> {
+        let statements = self.statements()?;
+        let mut offsets = batch.offsets();
+        let Some(advance) = batch.advances.first() else { return Ok(None) };
+        offsets.push(advance.new);
+        // The first `n` records pass for all `n` below `passed`, and do not from `refused` on.
+        let (mut passed, mut refused) = (0, offsets.len());
+        while passed < refused {
+            let n = (passed + refused) / 2;
+            let mut transaction = self.client.transaction()?;
+            let tried = store(&mut transaction, &statements, writer, topics, &batch.before(offsets[n]))
+                // Those that would be looked at only at COMMIT.
+                .and_then(|_| Ok(transaction.batch_execute("set constraints all immediate")?));
+            transaction.rollback()?;
+            match tried {
+                Ok(()) => passed = n + 1,
+                Err(error) if error.is_about_rows() => refused = n,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(match passed {
+            // Not even the position can be moved.
+            0 => Some(advance.expected),
+            all if all == offsets.len() => None,
+            n => Some(offsets[n - 1]),
+        })
     }
 
     fn statements(&mut self) -> Result<Statements, StoreError> {
@@ -282,6 +285,91 @@ fn sort(candidates: &[Candidate]) -> Vec<usize> {
     let mut places: Vec<usize> = (0..candidates.len()).collect();
     places.sort_by(|&a, &b| candidates[a].transaction_id.cmp(&candidates[b].transaction_id).then(a.cmp(&b)));
     places
+}
+
+/// All of a batch; the caller commits.
+fn store(
+    transaction: &mut Transaction<'_>,
+    statements: &Statements,
+    writer: Writer,
+    topics: &Topics,
+    batch: &Batch,
+) -> Result<Ingested, StoreError> {
+    let mut done = Ingested::default();
+    let sorted = sort(&batch.candidates);
+    let mut repeats = Vec::new();
+    let mut conflicts = Vec::new();
+    let mut reread = 0;
+    // Of equal ids in one batch the first read wins; the others are compared with what is stored then.
+    let (mut wanted, mut losers): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
+    for &place in &sorted {
+        let id = &batch.candidates[place].transaction_id;
+        match wanted.last() {
+            Some(&last) if batch.candidates[last].transaction_id == *id => losers.push(place),
+            _ => wanted.push(place),
+        }
+    }
+    for round in 0.. {
+        if !wanted.is_empty() {
+            insert(transaction, statements, writer, topics, batch, &wanted, &mut done)?;
+        }
+        let inserted: std::collections::HashSet<usize> = done.new.iter().map(|new| new.0).collect();
+        wanted.retain(|place| !inserted.contains(place));
+        let mut unknown: Vec<usize> = wanted.iter().copied().chain(losers.drain(..)).collect();
+        if unknown.is_empty() {
+            break;
+        }
+        let found = seen(transaction, statements, topics, batch, &unknown)?;
+        for seen in found.values() {
+            match seen {
+                // The same place with other bytes is no re-read: that log was truncated or replaced.
+                Seen { same_record: true, equal: true, .. } => reread += 1,
+                Seen { equal: true, place, tx_id, .. } => repeats.push((*place, *tx_id)),
+                Seen { place, tx_id, .. } => conflicts.push((*place, *tx_id)),
+            }
+        }
+        unknown.retain(|place| !found.contains_key(place));
+        if unknown.is_empty() {
+            break;
+        }
+        // Neither inserted nor there: its rival rolled back, or retention took it this moment. Never skipped.
+        if round + 1 == TRIES {
+            return Err(StoreError::Refused(format!(
+                "{} ids were neither inserted nor found: does a trigger or a rule keep them out of table tx?",
+                unknown.len()
+            )));
+        }
+        unknown.sort_by(|a, b| batch.candidates[*a].transaction_id.cmp(&batch.candidates[*b].transaction_id).then(a.cmp(b)));
+        unknown.dedup_by(|b, a| {
+            let same = batch.candidates[*a].transaction_id == batch.candidates[*b].transaction_id;
+            if same {
+                losers.push(*b);
+            }
+            same
+        });
+        wanted = unknown;
+    }
+    let stored_repeats = insert_duplicates(transaction, statements, writer, batch, &repeats)?;
+    let rejects: Vec<Rejected<'_>> = batch
+        .rejects
+        .iter()
+        .map(|r| Rejected {
+            reason: r.reason,
+            detail: r.detail.clone(),
+            tx_id: r.tx_id,
+            record: &r.record,
+            incarnation: r.incarnation,
+        })
+        .chain(conflicts.iter().map(|&(place, tx_id)| conflict(&batch.candidates[place], tx_id)))
+        .collect();
+    let stored_rejects = insert_rejected(transaction, statements, writer, &rejects)?;
+    reread += repeats.len() - stored_repeats + rejects.len() - stored_rejects;
+    let read = batch.candidates.len() + batch.rejects.len() - reread;
+    advance(transaction, statements, writer, &batch.advances, read)?;
+    insert_skipped(transaction, statements, &batch.advances)?;
+    done.duplicates = repeats.iter().map(|repeat| repeat.0).collect();
+    done.rejected = rejects.iter().map(|r| (r.reason, r.record.at.clone(), r.record.offset)).collect();
+    Ok(done)
 }
 
 fn insert(
