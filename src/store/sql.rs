@@ -67,6 +67,7 @@ statements! {
     RETENTION_LOCK = "retention_lock",
     RETENTION_STEP = "retention_step",
     RETENTION_TURN = "retention_turn",
+    SCHEMA_FAULTS = "schema_faults",
     SEEN = "seen",
     SETTLE_DELIVERED = "settle_delivered",
     SETTLE_DIED = "settle_died",

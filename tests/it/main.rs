@@ -14,6 +14,7 @@ mod postgresql;
 mod relay;
 mod restart;
 mod rig;
+mod selfcheck;
 mod source;
 mod store;
 mod structure;
