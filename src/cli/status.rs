@@ -28,7 +28,8 @@ pub(super) fn status(file: &Path, sets: &[String], as_json: bool) -> Exit {
     let text = if as_json { in_json(&config.name, &status) } else { on_a_screen(&config.name, &status) };
     say(text.trim_end());
     let all_well = status.schema_fault.is_none()
-        && !status.processes.is_empty() && status.processes.iter().all(|p| !p.is_silent() && p.stalled.is_empty());
+        && !status.processes.is_empty()
+        && status.processes.iter().all(|p| !p.is_silent() && p.stalled.is_empty());
     if all_well { Exit::Done } else { Exit::Failed }
 }
 

@@ -59,8 +59,22 @@ fn an_id_is_taken_exactly_as_it_is_written() {
 
 #[test]
 fn what_cannot_be_an_id_is_invalid() {
-    for leaf in ["1.0", "1e3", "-0.5", "true", "false", "null", "{}", "[]", r#"{"id":"x"}"#, r#"["x"]"#, r#""""#, r#""a\u0000b""#, r#""\ud800""#, r#""\udc00 \ud800""#]
-    {
+    for leaf in [
+        "1.0",
+        "1e3",
+        "-0.5",
+        "true",
+        "false",
+        "null",
+        "{}",
+        "[]",
+        r#"{"id":"x"}"#,
+        r#"["x"]"#,
+        r#""""#,
+        r#""a\u0000b""#,
+        r#""\ud800""#,
+        r#""\udc00 \ud800""#,
+    ] {
         check(format!(r#"{{"id":{leaf}}}"#), Err(Reason::IdInvalid));
     }
     check(format!(r#"{{"id":"{}"}}"#, "x".repeat(ID_MAX + 1)), Err(Reason::IdInvalid));

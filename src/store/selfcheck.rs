@@ -18,7 +18,10 @@ pub fn ensure_unaltered(session: &mut Session) -> Result<(), StoreError> {
 pub fn altered(faults: &[String]) -> String {
     // Three of them name the cause; a dropped table has one for each of its columns.
     let more = if faults.len() > 3 { format!("; and {} more", faults.len() - 3) } else { String::new() };
-    format!("the schema was altered by hand and cannot be written to until it is mended: {}{more}", faults[..faults.len().min(3)].join("; "))
+    format!(
+        "the schema was altered by hand and cannot be written to until it is mended: {}{more}",
+        faults[..faults.len().min(3)].join("; ")
+    )
 }
 
 impl Session {

@@ -27,7 +27,10 @@ fn what_is_missing_from_the_schema_or_altered_is_named() {
             "alter table rejected drop constraint rejected_place_uk",
             "table rejected has no valid unique index on (topic, partition, incarnation, kafka_offset)",
         ),
-        ("alter table rejected rename constraint rejected_place_uk to other", "table rejected has no constraint rejected_place_uk"),
+        (
+            "alter table rejected rename constraint rejected_place_uk to other",
+            "table rejected has no constraint rejected_place_uk",
+        ),
         ("alter table duplicate drop constraint duplicate_pkey", "table duplicate has no valid unique index on"),
         ("alter table delivery drop constraint delivery_pkey", "table delivery has no valid unique index on (id)"),
         ("alter table dead drop constraint dead_pkey", "table dead has no valid unique index on (id)"),

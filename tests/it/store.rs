@@ -99,6 +99,16 @@ impl Store {
         Ok(done)
     }
 
+    pub fn first_refused(&mut self, batch: &Batch) -> Option<i64> {
+        let (writer, topics) = (self.writer(), self.topics.clone());
+        self.session.first_refused(writer, &topics, batch).expect("looked")
+    }
+
+    pub fn find_unstorable(&mut self, batch: &Batch) -> Vec<usize> {
+        let (writer, topics) = (self.writer(), self.topics.clone());
+        self.session.find_unstorable(writer, &topics, batch).expect("looked")
+    }
+
     /// Stores transactions and returns what came of them.
     pub fn store(&mut self, values: &[(&str, &str)], lease: Option<i64>) -> Ingested {
         let candidates = self.records(values);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::{LIMIT, bed, bootstrap, unique};
@@ -15,17 +16,47 @@ pub struct Topic {
     producer: BaseProducer,
 }
 
+/// A record as somebody may write it: any of its parts may be null, empty, or nonsense.
+#[derive(Debug, Clone, Default)]
+pub struct Raw {
+    pub partition: i32,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    /// In ms; `None`: when it is written.
+    pub timestamp: Option<i64>,
+}
+
+impl Raw {
+    /// With this value, in partition 0.
+    pub fn value(value: impl Into<Vec<u8>>) -> Self {
+        Self { value: Some(value.into()), ..Self::default() }
+    }
+}
+
+/// What a topic and a producer of the rig take in one record.
+const LARGEST: &str = "12000000";
+
 impl Topic {
     pub fn new(partitions: i32) -> Self {
-        let name = unique("it");
-        bed(&["topic", "--brokers", &bootstrap(), "--create", &name, "--partitions", &partitions.to_string()]);
+        Self::with(partitions, &[])
+    }
+
+    /// With settings of its own, `key=value`.
+    pub fn with(partitions: i32, sets: &[&str]) -> Self {
+        let (name, partitions, brokers) = (unique("it"), partitions.to_string(), bootstrap());
+        let largest = format!("max.message.bytes={LARGEST}");
+        let mut args = vec!["topic", "--brokers", &brokers, "--create", &name, "--partitions", &partitions, "--set", &largest];
+        args.extend(sets.iter().flat_map(|set| ["--set", set]));
+        bed(&args);
         Self::existing(&name)
     }
 
     /// One that is there.
     pub fn existing(name: &str) -> Self {
-        let producer =
-            ClientConfig::new().set("bootstrap.servers", bootstrap()).set("linger.ms", "5").create().expect("a producer");
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", bootstrap()).set("linger.ms", "5").set("message.max.bytes", LARGEST);
+        let producer = config.create().expect("a producer");
         Self { name: name.to_owned(), producer }
     }
 
@@ -34,6 +65,23 @@ impl Topic {
         for (i, value) in values.into_iter().enumerate() {
             let key = i.to_string();
             let record = BaseRecord::to(&self.name).key(&key).payload(value);
+            self.producer.send(record).map_err(|(e, _)| e).expect("queued");
+            self.producer.poll(Duration::ZERO);
+        }
+        self.producer.flush(LIMIT).expect("Kafka takes the records");
+    }
+
+    /// Writes these records in order, and waits until Kafka has them.
+    pub fn raw<'a>(&self, records: impl IntoIterator<Item = &'a Raw>) {
+        for raw in records {
+            let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&self.name).partition(raw.partition);
+            (record.key, record.payload, record.timestamp) = (raw.key.as_deref(), raw.value.as_deref(), raw.timestamp);
+            if !raw.headers.is_empty() {
+                let add = |headers: OwnedHeaders, (name, value): &(String, Option<Vec<u8>>)| {
+                    headers.insert(Header { key: name, value: value.as_deref() })
+                };
+                record = record.headers(raw.headers.iter().fold(OwnedHeaders::new(), add));
+            }
             self.producer.send(record).map_err(|(e, _)| e).expect("queued");
             self.producer.poll(Duration::ZERO);
         }

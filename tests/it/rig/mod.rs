@@ -15,7 +15,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 pub use certificates::{Authority, Issued, write_private};
-pub use kafka::{Load, Topic, ids, transaction};
+pub use kafka::{Load, Raw, Topic, ids, transaction};
 pub use ledger::Ledger;
 pub use postgres::Pg;
 pub use proxy::Proxy;
