@@ -14,11 +14,13 @@ use crate::config::{self, Config};
 use crate::ops::{REVISION, VERSION};
 use crate::store::{Role, Session, StoreError};
 
+mod act;
 mod check_config;
 mod login;
 mod migrate;
 mod run;
 mod status;
+mod when;
 
 /// Where the pipelines' files are.
 const ETC: &str = "/etc/txrelay";
@@ -69,6 +71,8 @@ pub fn main() -> ExitCode {
         Command::CheckConfig => check_config::check_config(&file, &args.set),
         Command::Migrate { print_sql } => migrate::migrate(&file, &args.set, print_sql),
         Command::Status { json } => status::status(&file, &args.set, json),
+        Command::Retry(retry) => act::retry(&file, &args.set, &retry),
+        Command::Resolve(resolve) => act::resolve(&file, &args.set, &resolve),
     };
     exit.into()
 }
@@ -118,6 +122,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Makes dead or waiting transactions due now, with a fresh budget
+    ///
+    /// What is in flight, resolved or delivered is left alone. Anything that touches more than one asks first.
+    Retry(act::RetryArgs),
+    /// Closes dead or waiting transactions without sending them
+    ///
+    /// Refused while in flight. The reason is kept with each.
+    Resolve(act::ResolveArgs),
 }
 
 const SHORT_AFTER: &str = "--help says more: examples, files, exit status.";

@@ -3,6 +3,7 @@
 //! May use `config` and `core`. Never: Kafka, HTTP, metrics, logging; it returns values, and the threads decide. Statements
 //! stand in `sql/statements/`, one a file; the schema in `sql/migrations/`. PostgreSQL's clock decides what is due.
 
+mod act;
 mod claim;
 mod clock;
 mod connector;
@@ -22,6 +23,7 @@ mod settle;
 mod sql;
 mod upkeep;
 
+pub use act::{DeadFilter, DeadSummary, Found, Standing, Trace};
 pub use claim::{Claimant, Claimed, Claims, Floor};
 pub use error::{ERROR_KINDS, StoreError};
 pub use ingest::{Advance, Batch, Candidate, Ingested, Reject, Topics, Writer};

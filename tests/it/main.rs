@@ -1,6 +1,8 @@
 //! Integration tests, one binary. Each test's name is a promise to a user; `make test` starts the services it needs.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod act;
+mod apart;
 mod backlog;
 mod clocks;
 mod deliver;

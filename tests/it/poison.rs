@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::rig::{Ledger, Raw, Relay, Topic, eventually, ids, transaction};
+use crate::rig::{LARGEST, Ledger, Raw, Relay, Topic, bootstrap, eventually, ids, transaction};
 
 /// A record of the list in reliability.md 5.5, and where it must end: as the transaction of this id, or rejected for a reason.
 struct Poison {
@@ -163,7 +163,8 @@ fn is_in_its_place(relay: &Relay, offset: i64, poison: &Poison) {
 fn each_ends_in_its_place(rule: &str, poisons: &[Poison], good: impl Fn(&str) -> Raw) {
     // As brokers before Kafka 4 have it: a record may come from any time.
     let any_time = format!("message.timestamp.after.max.ms={}", i64::MAX);
-    let (topic, ledger) = (Topic::with(1, &[&any_time]), Ledger::start());
+    let largest = format!("max.message.bytes={LARGEST}");
+    let (topic, ledger) = (Topic::on(&bootstrap(), 1, &[&any_time, &largest]), Ledger::start());
     let mut relay = Relay::new(&topic.name, &ledger.url(), &format!("[transaction]\nid = \"{rule}\""));
     relay.set("kafka.record_max=\"4 MiB\"");
     relay.start();
