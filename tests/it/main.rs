@@ -11,6 +11,7 @@ mod faults;
 mod logs;
 mod metrics;
 mod misuse;
+mod model;
 mod ops;
 mod poison;
 mod postgresql;
