@@ -5,6 +5,8 @@ mod act;
 mod apart;
 mod backlog;
 mod clocks;
+mod conflicts;
+mod contention;
 mod deliver;
 mod exporter;
 mod faults;

@@ -235,6 +235,7 @@ fn asking_for_a_topics_number_uses_none_up() {
     assert_eq!(store.number("select max(id)::bigint from topic"), 2, "there are 32,767");
 }
 
+/// F46, and a position that goes back.
 #[test]
 fn a_redelivered_record_makes_no_second_job_and_no_second_place() {
     let mut store = Store::new();
@@ -250,6 +251,7 @@ fn a_redelivered_record_makes_no_second_job_and_no_second_place() {
     assert_eq!(store.number("select sum(n)::bigint from counter where name = 1"), 3, "read counts each record once");
 }
 
+/// F46, F47
 #[test]
 fn equal_bytes_are_a_duplicate_and_other_bytes_a_conflict_also_inside_one_batch() {
     let mut store = Store::new();
@@ -283,6 +285,7 @@ fn one_bad_record_in_a_batch_of_500_rejects_one_and_stores_499() {
     assert_eq!(store.number("select count(*) from delivery where lease = 7 and attempt = 1"), 499);
 }
 
+/// F34
 #[test]
 fn what_postgresql_refuses_is_found_and_set_aside_and_the_rest_is_stored() {
     let mut store = Store::new();
@@ -379,6 +382,7 @@ fn a_claim_in_doubt_is_given_back_whole_and_nothing_else_is() {
     assert_eq!(store.claim(33).iter().map(|row| row.attempt).collect::<Vec<_>>(), [1, 1], "nothing was sent, nothing counts");
 }
 
+/// F34
 #[test]
 fn a_refused_text_settles_without_it() {
     let mut store = Store::new();
