@@ -17,6 +17,7 @@ mod model;
 mod ops;
 mod poison;
 mod postgresql;
+mod properties;
 mod refused;
 mod relay;
 mod restart;

@@ -99,6 +99,39 @@ impl Store {
         Ok(done)
     }
 
+    /// Nothing is stored any more.
+    pub fn reset(&mut self) {
+        let empty = "truncate tx, delivery, attempt, dead, resolved, rejected, duplicate, known_gap, skipped, purged, counter, audit_log; \
+             update consumer_position set next_offset = 0, skipped = 0";
+        self.session.client().batch_execute(empty).expect("emptied");
+        self.position = 0;
+    }
+
+    /// Somebody sets the position back by `n` records.
+    pub fn set_back(&mut self, n: i64) {
+        self.session.client().execute("update consumer_position set next_offset = next_offset - $1", &[&n]).expect("set back");
+        self.position -= n;
+    }
+
+    /// So many seconds pass.
+    pub fn forward(&mut self, seconds: i64) {
+        let back = |(table, columns): (&str, &[&str])| {
+            let set: Vec<String> = columns.iter().map(|c| format!("{c} = {c} - interval '{seconds} seconds'")).collect();
+            format!("update {table} set {};", set.join(", "))
+        };
+        let tables: [(&str, &[&str]); 7] = [
+            ("tx", &["received_at"]),
+            ("delivery", &["due_at"]),
+            ("attempt", &["finished_at"]),
+            ("dead", &["died_at"]),
+            ("resolved", &["resolved_at"]),
+            ("rejected", &["received_at", "resolved_at"]),
+            ("duplicate", &["seen_at"]),
+        ];
+        let sql: String = tables.into_iter().map(back).collect();
+        self.session.client().batch_execute(&sql).expect("moved");
+    }
+
     pub fn first_refused(&mut self, batch: &Batch) -> Option<i64> {
         let (writer, topics) = (self.writer(), self.topics.clone());
         self.session.first_refused(writer, &topics, batch).expect("looked")
