@@ -16,6 +16,7 @@ mod migrate;
 mod patience;
 mod pool;
 mod positions;
+mod refusal;
 mod retention;
 mod selfcheck;
 mod session;

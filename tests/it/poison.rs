@@ -174,7 +174,7 @@ fn each_ends_in_its_place(rule: &str, poisons: &[Poison], good: impl Fn(&str) ->
     let mut most = Duration::ZERO;
     for (offset, poison) in (1..).zip(poisons) {
         let before = relay.cpu();
-        topic.raw(&[poison.record.clone()]);
+        topic.raw([&poison.record]);
         accepted += u64::from(poison.place.is_ok());
         eventually(poison.what, || relay.count("select next_offset from consumer_position") == offset + 1);
         eventually("delivered", || ledger.count("accepted") == accepted);

@@ -239,7 +239,7 @@ fn serve(mut stream: std::net::TcpStream, healed: &AtomicBool, refused: &AtomicU
             _ => [&[b'x'; 1023][..], "\u{1f600}".as_bytes()].concat(),
         };
         // Every other one answers a header that is no text, too.
-        let odd: &[u8] = if n % 2 == 0 { b"X-Odd: \xff\xfe\r\n" } else { b"" };
+        let odd: &[u8] = if n.is_multiple_of(2) { b"X-Odd: \xff\xfe\r\n" } else { b"" };
         let head = format!("HTTP/1.1 500 \r\nContent-Length: {}\r\n", body.len());
         stream.write_all(&[head.as_bytes(), odd, b"\r\n"].concat())?;
         stream.write_all(&body)?;

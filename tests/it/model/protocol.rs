@@ -214,9 +214,7 @@ impl Protocol {
     fn held<'s>(&self, s: &'s mut State, place: Place, lease: u8, holder: Token) -> Option<&'s mut Row> {
         let row = &mut s.pg.rows[place as usize];
         let mine = row.kind == Kind::Leased && row.lease == lease;
-        if !mine && !(self.has(Mutant::NoFence) && row.kind != Kind::Absent) {
-            return None;
-        }
+        (mine || self.has(Mutant::NoFence) && row.kind != Kind::Absent).then_some(())?;
         s.stale_change |= row.holder != holder || row.kind != Kind::Leased;
         Some(row)
     }

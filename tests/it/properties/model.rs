@@ -157,7 +157,7 @@ impl Lives {
         let now = self.now;
         let mut claimed = Vec::new();
         for (id, tx) in &mut self.txs {
-            if !tx.open.is_some_and(|open| open.due <= now) {
+            if tx.open.is_none_or(|open| open.due > now) {
                 continue;
             }
             tx.lose(now);
