@@ -207,8 +207,8 @@ fn claims_while_pinned(parts: usize, seconds: u64) -> Vec<Duration> {
         println!("part {part}: {} claims, {mean:.1?} each", n_after - n_before);
         means.push(mean);
     }
-    let pinned = "select count(*) from pg_stat_activity where backend_xmin is not null and state = 'idle in transaction'";
-    assert_eq!(running.relay.count(pinned), 1, "the snapshot is still held");
+    let pinned = "select count(*) from pg_stat_activity where pid = pg_backend_pid() and backend_xmin is not null";
+    assert_eq!(old.query_one(pinned, &[]).expect("asked").get::<_, i64>(0), 1, "the snapshot is still held");
     old.batch_execute("rollback").expect("let go");
     running.ledger.behave(&json!({ "delay_ms": 2 }));
     running.heals();
