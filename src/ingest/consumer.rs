@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, select};
 
 use super::batch::Reading;
+use super::refused::Refused;
 use crate::config::Current;
 use crate::core::backlog;
 use crate::core::record::TopicPartition;
@@ -57,7 +58,9 @@ pub struct Consumer {
     pub(super) throttle: Throttle,
     /// When each partition was first and last seen to stand above its log's end.
     pub(super) above_end: HashMap<TopicPartition, (Instant, Instant)>,
-    /// When parked partitions are tried again, and the wait that led there.
+    /// Parked partitions whose records PostgreSQL refuses.
+    pub(super) refused: HashMap<TopicPartition, Refused>,
+    /// When other parked partitions are tried again, and the wait that led there.
     pub(super) parked_until: (Instant, Duration),
     /// When all topics were last found, by their ids.
     pub(super) described_at: Option<Instant>,
@@ -132,6 +135,7 @@ impl Consumer {
             reading: Reading::default(),
             throttle: Throttle::per_minute(),
             above_end: HashMap::new(),
+            refused: HashMap::new(),
             parked_until: (Instant::now(), Duration::ZERO),
             described_at: None,
             trouble_at: None,
@@ -298,6 +302,7 @@ impl Consumer {
     fn let_go(&mut self, partitions: &[TopicPartition]) {
         for at in partitions {
             self.held.remove(at);
+            self.forget_refused(at);
             let labels = [&*at.topic, &at.partition.to_string()];
             // Never read, it has none.
             let _ = self.metrics.kafka_lag_records.remove_label_values(&labels);
@@ -395,12 +400,14 @@ impl Consumer {
         self.commit(source)
     }
 
+    /// Partitions that are parked and may be tried now.
     pub(super) fn parked(&self) -> Vec<TopicPartition> {
-        self.held.iter().filter(|(_, held)| held.position.is_none()).map(|(at, _)| at.clone()).collect()
+        let may_be_tried = |at: &TopicPartition, held: &Held| held.position.is_none() && !self.is_refused(at);
+        self.held.iter().filter(|(at, held)| may_be_tried(at, held)).map(|(at, _)| at.clone()).collect()
     }
 
     fn has_parked(&self) -> bool {
-        self.held.values().any(|held| held.position.is_none())
+        self.held.iter().any(|(at, held)| held.position.is_none() && !self.is_refused(at))
     }
 
     pub(super) fn store_trouble(&mut self, error: &StoreError) {

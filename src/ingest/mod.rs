@@ -7,5 +7,6 @@ mod assign;
 mod batch;
 mod consumer;
 mod persist;
+mod refused;
 
 pub use consumer::{Consumer, OpenSource, Parts as ConsumerParts};
