@@ -5,7 +5,10 @@
 
 mod assign;
 mod batch;
+mod check;
 mod consumer;
+mod damage;
 mod persist;
+mod proof;
 
 pub use consumer::{Consumer, OpenSource, Parts as ConsumerParts};

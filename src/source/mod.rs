@@ -228,3 +228,9 @@ pub trait MessageSource {
 pub fn open(kafka: &config::Kafka, instance: Option<&str>) -> Result<Box<dyn MessageSource>, SourceError> {
     Ok(Box::new(librdkafka::Librdkafka::open(kafka, instance)?))
 }
+
+/// How many records and bytes of one partition the source may have in hand without having returned them.
+#[cfg(feature = "librdkafka")]
+pub fn prefetched(kafka: &config::Kafka) -> (usize, usize) {
+    librdkafka::prefetched(kafka)
+}

@@ -71,6 +71,16 @@ pub(super) fn client_config(kafka: &config::Kafka, instance: Option<&str>) -> Cl
     client
 }
 
+/// How many records and bytes of one partition the client holds that it has not returned, at most, but for one answer.
+pub(in crate::source) fn prefetched(kafka: &config::Kafka) -> (usize, usize) {
+    let number = |key| {
+        let default = DEFAULTS.iter().find(|default| default.0 == key).map(|default| default.1);
+        let written = kafka.librdkafka.get(key).map(String::as_str).or(default);
+        written.and_then(|value| value.parse::<usize>().ok()).unwrap_or_default()
+    };
+    (number("queued.min.messages"), number("queued.max.messages.kbytes") << 10)
+}
+
 /// Why librdkafka does not take the settings, without the value of anything that may be secret.
 pub(super) fn refusal(error: &KafkaError) -> String {
     match error {
