@@ -316,10 +316,17 @@ impl Consumer {
         Ok(Some(to))
     }
 
-    /// Some position is outside its log; which one only the watermarks tell.
+    /// Some position is outside its log; which one only the watermarks tell. Asked at once: a log that was cut grows again.
     pub(super) fn revalidate(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
         if let Some(leave) = self.commit(source) {
             return Some(leave);
+        }
+        let positions: Vec<Position> = self.held.values().filter_map(|held| held.position.clone()).collect();
+        for position in positions {
+            pulse::at("asking for watermarks", pulse::REMOTE);
+            if let Ok(log) = source.watermarks(&position.at, REQUEST) {
+                self.ends_below(&position, log);
+            }
         }
         Some(Leave::Rebuild("a position is outside its log".to_owned()))
     }

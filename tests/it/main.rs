@@ -9,6 +9,7 @@ mod deliver;
 mod exporter;
 mod faults;
 mod logs;
+mod lost;
 mod metrics;
 mod misuse;
 mod ops;

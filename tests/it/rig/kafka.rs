@@ -39,6 +39,14 @@ impl Topic {
         Self { name: name.to_owned(), brokers: brokers.to_owned(), producer }
     }
 
+    /// One of the same name on other brokers.
+    #[track_caller]
+    pub fn twin(&self, brokers: &str) -> Self {
+        let topic = Self::at(brokers, &self.name);
+        topic.create(1, &[]);
+        topic
+    }
+
     /// It is created, perhaps again.
     #[track_caller]
     pub fn create(&self, partitions: i32, settings: &[&str]) {
