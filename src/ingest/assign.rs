@@ -20,6 +20,8 @@ const REQUEST: Duration = Duration::from_secs(3);
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// A position above its log's end is believed when it is seen again after this time: a leader may lag for a moment.
 const BELIEVE_TRUNCATION: Duration = Duration::from_secs(30);
+/// How long the group may leave partitions without a reader. A new one is found within topic.metadata.refresh.interval.ms.
+const UNASSIGNED: Duration = Duration::from_secs(120);
 
 /// Why partitions cannot be read yet.
 enum Unready {
@@ -184,7 +186,7 @@ impl Consumer {
             ))
             .into());
         };
-        if self.link.run(|session| session.has_positions(&topic))? {
+        if self.link.run(|session| session.count_positions(&topic))? > 0 {
             return Ok(());
         }
         let partitions = (0..count).map(|partition| TopicPartition { topic: topic.clone(), partition });
@@ -350,6 +352,9 @@ impl Consumer {
             self.health.go("topics", "partition");
             self.described_at = Some(Instant::now());
         }
+        if let Some(leave) = self.find_unassigned(&infos) {
+            return Some(leave);
+        }
         for info in infos {
             if info.partitions.is_none() {
                 let words = format!("topic {} does not exist: create it, or correct kafka.topics", info.topic);
@@ -372,5 +377,35 @@ impl Consumer {
             }
         }
         None
+    }
+
+    /// Partitions that nobody was ever given. Kafka gives a static member that comes back its old assignment: those that were
+    /// added while it was away stay with nobody, for as long as nothing else moves the group. Leaving it for longer than the
+    /// session does.
+    fn find_unassigned(&mut self, infos: &[TopicInfo]) -> Option<Leave> {
+        let mut found = None;
+        for info in infos {
+            let there = i64::from(info.partitions.unwrap_or(0));
+            match self.link.run(|session| session.count_positions(&info.topic)) {
+                Ok(taken) if taken < there && taken > 0 => found = Some((info.topic.clone(), there - taken)),
+                Ok(_) => {}
+                Err(error) => {
+                    self.store_trouble(&error);
+                    return None;
+                }
+            }
+        }
+        let Some((topic, n)) = found else {
+            self.unassigned_since = None;
+            return None;
+        };
+        // The group may be about to hand them out; until it is known, topics are looked at with every check.
+        self.described_at = None;
+        let since = *self.unassigned_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < failpoint::time("unassigned", UNASSIGNED) {
+            return None;
+        }
+        self.unassigned_since = None;
+        Some(Leave::Rejoin(format!("{n} partitions of topic {topic} are nobody's")))
     }
 }

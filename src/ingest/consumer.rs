@@ -20,7 +20,7 @@ use crate::ops::metrics::Metrics;
 use crate::ops::pulse;
 use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
-use crate::source::{MessageSource, Polled, SourceError, Trouble, TroubleKind};
+use crate::source::{self, MessageSource, Polled, SourceError, Trouble, TroubleKind};
 use crate::store::{LeaseTime, Leased, Link, Position, ProcessId, Room, Topics, Writer};
 
 /// Builds a source; a fault in it is told apart by the consumer.
@@ -67,6 +67,8 @@ pub struct Consumer {
     pub(super) parked_until: (Instant, Duration),
     /// When all topics were last found, by their ids.
     pub(super) described_at: Option<Instant>,
+    /// Since when some partitions are nobody's.
+    pub(super) unassigned_since: Option<Instant>,
     /// When positions and topics are looked at next.
     check_at: Instant,
     open_deliveries: Arc<AtomicI64>,
@@ -115,6 +117,8 @@ pub(super) enum Leave {
     Rebuild(String),
     /// As `Rebuild`, and find out which partition's log is damaged.
     Damaged(String),
+    /// As `Rebuild`, after the group has forgotten this process, so that it shares the partitions out anew.
+    Rejoin(String),
     /// Told to stop.
     Stop,
 }
@@ -148,6 +152,7 @@ impl Consumer {
             retention_compared: HashSet::new(),
             parked_until: (Instant::now(), Duration::ZERO),
             described_at: None,
+            unassigned_since: None,
             check_at: Instant::now(),
             trouble_at: None,
             failures: 0,
@@ -167,6 +172,7 @@ impl Consumer {
         }
         loop {
             pulse::at("joining the group", pulse::REMOTE);
+            let mut pause = Duration::ZERO;
             let why = match (self.open)() {
                 Ok(mut source) => {
                     let began = Instant::now();
@@ -190,6 +196,10 @@ impl Consumer {
                             self.damage.suspect_all();
                             why
                         }
+                        Leave::Rejoin(why) => {
+                            pause = source::session_timeout(&self.config.get().kafka) * 2;
+                            why
+                        }
                     }
                 }
                 Err(SourceError::Fenced(text) | SourceError::Settings(text)) => return Err(ExitWith { status: 78, text }.into()),
@@ -201,7 +211,8 @@ impl Consumer {
                 log::warn!("reading starts over from the positions in PostgreSQL: {why}{note}");
             }
             self.health.wait("consumer", "kafka", format!("starting over: {why}"));
-            let pause = Duration::from_millis(200).saturating_mul(1 << self.failures.min(7)).min(Duration::from_secs(20));
+            let backoff = Duration::from_millis(200).saturating_mul(1 << self.failures.min(7)).min(Duration::from_secs(20));
+            let pause = pause.max(backoff);
             pulse::at("waiting to start over", pulse::PROMPT.map(|bound| bound + pause));
             if self.stop.wait(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)) {
                 return Ok(());

@@ -234,3 +234,9 @@ pub fn open(kafka: &config::Kafka, instance: Option<&str>) -> Result<Box<dyn Mes
 pub fn prefetched(kafka: &config::Kafka) -> (usize, usize) {
     librdkafka::prefetched(kafka)
 }
+
+/// How long the group keeps the place of a member that has gone without a word.
+#[cfg(feature = "librdkafka")]
+pub fn session_timeout(kafka: &config::Kafka) -> Duration {
+    librdkafka::session_timeout(kafka)
+}

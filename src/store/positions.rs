@@ -45,11 +45,11 @@ impl Session {
         Ok(rows.iter().map(|row| position(row, partitions)).collect())
     }
 
-    /// Whether this topic has been started: from then on `kafka.start` no longer applies to it.
-    pub fn has_positions(&mut self, topic: &str) -> Result<bool, StoreError> {
+    /// How many of this topic's partitions have been taken up by anybody. Some: it has been started, and `kafka.start` no
+    /// longer applies to it.
+    pub fn count_positions(&mut self, topic: &str) -> Result<i64, StoreError> {
         let statement = self.prepare(&TOPIC_POSITIONS)?;
-        let n: i64 = self.client.query_one(&statement, &[&topic])?.get(0);
-        Ok(n > 0)
+        Ok(self.client.query_one(&statement, &[&topic])?.get(0))
     }
 
     /// Writes the first positions of a topic, before its first fetch. Another process may have been first: then nothing changes.

@@ -116,7 +116,7 @@ impl Topic {
 /// The linger is long enough that what one call writes is one batch.
 fn producer(brokers: &str, settings: &[(&str, &str)]) -> BaseProducer {
     let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", brokers).set("linger.ms", "5");
+    config.set("bootstrap.servers", brokers).set("linger.ms", "5").set("message.max.bytes", "12000000");
     for (key, value) in settings {
         config.set(*key, *value);
     }
