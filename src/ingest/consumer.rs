@@ -33,6 +33,8 @@ const LINGER: Duration = Duration::from_millis(4);
 /// How often positions are read back and quiet partitions moved over markers; the first time sooner.
 const CHECK: Duration = Duration::from_secs(10);
 const FIRST_CHECK: Duration = Duration::from_secs(2);
+/// How long after trouble with brokers being fenced may be this process's own doing, and how long before it is not again.
+const FENCED_BY_ITSELF: Duration = Duration::from_secs(120);
 /// How long a start waits for the first count of what is open.
 const COUNTED: Duration = Duration::from_secs(3);
 
@@ -75,6 +77,8 @@ pub struct Consumer {
     /// Reading stands still because too much is open: the source is paused.
     pub(super) backlog_full: bool,
     pub(super) trouble_at: Option<Instant>,
+    /// When this process was last fenced after trouble with brokers.
+    fenced_at: Option<Instant>,
     failures: u32,
 }
 
@@ -155,6 +159,7 @@ impl Consumer {
             unassigned_since: None,
             check_at: Instant::now(),
             trouble_at: None,
+            fenced_at: None,
             failures: 0,
         }
     }
@@ -202,7 +207,8 @@ impl Consumer {
                         }
                     }
                 }
-                Err(SourceError::Fenced(text) | SourceError::Settings(text)) => return Err(ExitWith { status: 78, text }.into()),
+                Err(SourceError::Settings(text)) => return Err(ExitWith { status: 78, text }.into()),
+                Err(SourceError::Fenced(text)) => self.fenced(text)?,
                 Err(error) => error.to_string(),
             };
             self.failures = self.failures.saturating_add(1);
@@ -249,7 +255,7 @@ impl Consumer {
                     }
                 }
                 Ok(None) => {}
-                Err(SourceError::Fenced(text)) => return Err(ExitWith { status: 78, text }.into()),
+                Err(SourceError::Fenced(text)) => return Ok(Leave::Rebuild(self.fenced(text)?)),
                 Err(SourceError::Damaged(text)) => return Ok(Leave::Damaged(text)),
                 Err(error) => return Ok(Leave::Rebuild(error.to_string())),
             }
@@ -280,6 +286,18 @@ impl Consumer {
             }
             self.note_source(source);
         }
+    }
+
+    /// The group knows another member under this one's name. After an outage longer than the session that may be this process:
+    /// a commit that was under way is answered when the name has already been given anew. It joins again, and only when that
+    /// comes to the same, or without an outage, is it another process.
+    fn fenced(&mut self, text: String) -> Result<String, ExitWith> {
+        let is_recent = |at: &Instant| at.elapsed() < FENCED_BY_ITSELF;
+        if self.trouble_at.as_ref().is_none_or(|at| !is_recent(at)) || self.fenced_at.as_ref().is_some_and(is_recent) {
+            return Err(ExitWith { status: 78, text });
+        }
+        self.fenced_at = Some(Instant::now());
+        Ok("the group has given this member's name anew after an outage".to_owned())
     }
 
     /// At a start nobody has counted yet what is open, and a full backlog must not grow with every restart. Returns whether it

@@ -84,7 +84,7 @@ fn what_retention_took_while_txrelay_was_down_is_a_recorded_gap_and_all_that_is_
     let mut relay = Relay::new(&topic.name, &ledger.url(), "");
     let before = topic.write(0, ids("a", 0..10));
     relay.start();
-    delivered(&relay, &ledger, &[before.clone()]);
+    delivered(&relay, &ledger, std::slice::from_ref(&before));
     assert!(relay.stop().success());
     topic.write(0, ids("lost", 0..15));
     let after = topic.write(0, ids("b", 0..5));
@@ -104,7 +104,7 @@ fn what_retention_takes_from_under_a_running_reader_is_a_recorded_gap() {
     let mut relay = Relay::new(&topic.name, &ledger.url(), "");
     let before = topic.write(0, ids("a", 0..10));
     relay.start();
-    delivered(&relay, &ledger, &[before.clone()]);
+    delivered(&relay, &ledger, std::slice::from_ref(&before));
     relay.signal("STOP");
     // The fetch that is under way waits 0.1 s at the broker (fetch.wait.max.ms), and would bring them all.
     std::thread::sleep(std::time::Duration::from_millis(500));
@@ -128,7 +128,7 @@ fn with_stop_a_lost_position_waits_for_a_person_and_then_goes_on() {
     let admin = Admin::of(&bootstrap());
     let a = topic.write(0, ids("a", 0..10));
     relay.start();
-    delivered(&relay, &ledger, &[a.clone()]);
+    delivered(&relay, &ledger, std::slice::from_ref(&a));
     assert!(relay.stop().success());
 
     topic.write(0, ids("lost", 0..5));
@@ -156,7 +156,7 @@ fn a_topic_that_was_made_again_while_txrelay_was_down_is_read_from_its_first_rec
     let mut relay = Relay::new(&topic.name, &ledger.url(), "");
     let old = topic.write(0, ids("old", 0..10));
     relay.start();
-    delivered(&relay, &ledger, &[old.clone()]);
+    delivered(&relay, &ledger, std::slice::from_ref(&old));
     assert!(relay.stop().success());
     topic.delete();
     topic.create(2, &[]);
@@ -181,7 +181,7 @@ fn a_topic_that_is_made_again_under_a_running_reader_is_read_from_its_first_reco
     let mut relay = Relay::new(&topic.name, &ledger.url(), REFRESH);
     let old = topic.write(0, ids("old", 0..10));
     relay.start();
-    delivered(&relay, &ledger, &[old.clone()]);
+    delivered(&relay, &ledger, std::slice::from_ref(&old));
     topic.delete();
     topic.create(1, &[]);
     let new = topic.write(0, ids("new", 0..30));
@@ -196,7 +196,7 @@ fn another_cluster_under_the_same_name_is_read_from_its_first_record() {
     let mut relay = Relay::new(&topic.name, &ledger.url(), "");
     let here = topic.write(0, ids("here", 0..10));
     relay.start();
-    delivered(&relay, &ledger, &[here.clone()]);
+    delivered(&relay, &ledger, std::slice::from_ref(&here));
     assert!(relay.stop().success());
     let there = topic.twin(&other.address);
     let new = there.write(0, ids("there", 0..30));
@@ -248,7 +248,7 @@ fn a_consumer_group_that_kafka_has_forgotten_changes_nothing() {
     let mut relay = Relay::new(&topic.name, &ledger.url(), "[kafka.librdkafka]\n\"session.timeout.ms\" = \"6000\"\n");
     let before = topic.write(0, ids("a", 0..10));
     relay.start();
-    delivered(&relay, &ledger, &[before.clone()]);
+    delivered(&relay, &ledger, std::slice::from_ref(&before));
     assert!(relay.stop().success());
     Admin::of(&bootstrap()).delete_group(&format!("txrelay-{}", relay.name));
     let after = topic.write(0, ids("b", 0..10));
@@ -265,7 +265,7 @@ fn partitions_that_are_added_while_it_runs_are_read_from_their_first_record() {
     let admin = Admin::of(&bootstrap());
     let a = topic.write(0, ids("a", 0..10));
     relay.start();
-    delivered(&relay, &ledger, &[a.clone()]);
+    delivered(&relay, &ledger, std::slice::from_ref(&a));
     admin.add_partitions(&topic.name, 3);
     let grown = Topic::existing(&topic.name);
     let b = grown.write(1, ids("b", 0..10));

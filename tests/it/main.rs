@@ -4,6 +4,7 @@
 mod act;
 mod apart;
 mod backlog;
+mod brokers;
 mod clocks;
 mod damaged;
 mod deliver;

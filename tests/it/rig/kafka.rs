@@ -34,7 +34,8 @@ impl Topic {
         Self::at(&bootstrap(), name)
     }
 
-    fn at(brokers: &str, name: &str) -> Self {
+    /// One that is there, or will be, on these brokers.
+    pub fn at(brokers: &str, name: &str) -> Self {
         let producer = producer(brokers, &[]);
         Self { name: name.to_owned(), brokers: brokers.to_owned(), producer }
     }
