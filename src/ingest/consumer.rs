@@ -33,7 +33,7 @@ const LINGER: Duration = Duration::from_millis(4);
 /// How often positions are read back and quiet partitions moved over markers; the first time sooner.
 const CHECK: Duration = Duration::from_secs(10);
 const FIRST_CHECK: Duration = Duration::from_secs(2);
-/// How long after trouble with brokers being fenced may be this process's own doing, and how long before it is not again.
+/// How long after trouble with brokers being fenced may be this process's own doing.
 const FENCED_BY_ITSELF: Duration = Duration::from_secs(120);
 /// How long a start waits for the first count of what is open.
 const COUNTED: Duration = Duration::from_secs(3);
@@ -289,11 +289,11 @@ impl Consumer {
     }
 
     /// The group knows another member under this one's name. After an outage longer than the session that may be this process:
-    /// a commit that was under way is answered when the name has already been given anew. It joins again, and only when that
-    /// comes to the same, or without an outage, is it another process.
+    /// a commit that was under way is answered when the name has already been given anew. It joins again; fenced
+    /// without an outage since it last joined, it is not alone.
     fn fenced(&mut self, text: String) -> Result<String, ExitWith> {
-        let is_recent = |at: &Instant| at.elapsed() < FENCED_BY_ITSELF;
-        if self.trouble_at.as_ref().is_none_or(|at| !is_recent(at)) || self.fenced_at.as_ref().is_some_and(is_recent) {
+        let outage = self.trouble_at.filter(|at| at.elapsed() < FENCED_BY_ITSELF);
+        if outage.is_none() || outage <= self.fenced_at {
             return Err(ExitWith { status: 78, text });
         }
         self.fenced_at = Some(Instant::now());

@@ -37,6 +37,12 @@ impl Broker {
         broker
     }
 
+    /// Another broker of the same cluster.
+    #[track_caller]
+    pub fn joined_by(&self) -> Self {
+        Self::with(&["--join", self.directory.to_str().expect("text")])
+    }
+
     #[track_caller]
     fn tell(&self, command: &str, options: &[&str]) -> String {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bed/kafka.sh");
