@@ -47,7 +47,6 @@ pub(super) struct Sighting {
     /// The lowest that was seen.
     end: i64,
     first: Instant,
-    last: Instant,
 }
 
 impl From<StoreError> for Unready {
@@ -276,19 +275,19 @@ impl Consumer {
     fn ends_below(&mut self, position: &Position, log: Watermarks) -> End {
         let believe = failpoint::time("believe-truncation", BELIEVE_TRUNCATION);
         let (now, next) = (Instant::now(), position.next_offset);
+        // Where another process has read on meanwhile, the position is another. Otherwise an old sighting stays: to forget it
+        // would be to read on behind what was written since.
         let seen = self.above_end.get(&position.at).filter(|seen| seen.next == next).copied();
-        // An old sighting proves nothing: between the two another process may have read on.
-        let seen = seen.filter(|seen| now - seen.last <= believe * 2);
         let Some(seen) = seen else {
             if log.high >= next {
                 self.above_end.remove(&position.at);
                 return End::Above;
             }
-            self.above_end.insert(position.at.clone(), Sighting { next, end: log.high, first: now, last: now });
+            self.above_end.insert(position.at.clone(), Sighting { next, end: log.high, first: now });
             return End::Unsure(log.high);
         };
         let end = seen.end.min(log.high);
-        self.above_end.insert(position.at.clone(), Sighting { end, last: now, ..seen });
+        self.above_end.insert(position.at.clone(), Sighting { end, ..seen });
         if now - seen.first < believe { End::Unsure(end) } else { End::Below(end) }
     }
 
