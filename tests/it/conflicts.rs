@@ -5,7 +5,7 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use txrelay::config;
-use txrelay::core::record::{Record, TopicPartition};
+use txrelay::core::record::{LogId, Record, TopicPartition};
 use txrelay::store::{Advance, Batch, Candidate, Ingested, Session, StoreError, Topics, Writer, ensure_pipeline, migrate};
 
 use crate::rig::{Ledger, Pg, Raw, Relay, Topic, eventually, ids, postgres_url, transaction, unique};
@@ -36,7 +36,7 @@ impl Side {
         let at = TopicPartition { topic: Arc::from("payments"), partition };
         let topics = session.topics(std::slice::from_ref(&at.topic)).expect("numbered");
         let process = i64::from(partition) + 1;
-        let epoch = session.own(process, &[(at.clone(), 0, None)]).expect("owned")[0].epoch;
+        let epoch = session.own(process, &[(at.clone(), 0, LogId::default())]).expect("owned")[0].epoch;
         Self { session, topics, at, process, epoch, position: 0 }
     }
 
