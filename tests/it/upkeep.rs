@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 use txrelay::core::ledger::Imbalances;
 use txrelay::core::outcome::Outcome;
-use txrelay::store::{Claimant, DuplicatePlace, Registration, Session, Settled, statements};
+use txrelay::store::{Claimant, OffsetPlace, Registration, Session, Settled, statements};
 
 use crate::rig::{Ledger, Relay, Topic, eventually, ids};
 use crate::store::{LEASE, Store, TIME, role, tried};
@@ -62,7 +62,7 @@ fn pass(session: &mut Session, rows: i64) -> (u64, usize) {
         let purged = session.purge_rejected(ME, rows, KEEP).expect("a step").expect("our turn");
         (gone, steps, more) = (gone + purged.gone, steps + 1, purged.next);
     }
-    let mut after: Option<DuplicatePlace> = Some((String::new(), i32::MIN, i16::MIN, i64::MIN));
+    let mut after: Option<OffsetPlace> = Some((String::new(), i32::MIN, i16::MIN, i64::MIN));
     while let Some(place) = after {
         let purged = session.purge_duplicates(ME, &place, rows, KEEP).expect("a step").expect("our turn");
         (gone, steps, after) = (gone + purged.gone, steps + 1, purged.next);
