@@ -549,7 +549,9 @@ impl Audit {
         let purged = holdings.purged;
         for hole in settled.holes {
             let deleted = hole.start..hole.end.min(purged.below);
-            state.holes += (deleted.end - deleted.start).max(0);
+            if !deleted.is_empty() {
+                state.holes += deleted.end - deleted.start;
+            }
             state.missing.insert(hole.start.max(purged.below)..hole.end);
         }
         if let Some(life) = &mut state.life {
