@@ -97,6 +97,8 @@ create table audit_finding (
 );
 comment on table audit_finding is 'What upkeep''s audit found wrong and has not found right again since. Empty unless something is wrong.';
 
+create index known_gap_place on known_gap (topic, partition, incarnation, from_offset);
+
 alter table consumer_position add column cluster_id text;
 comment on column consumer_position.cluster_id is 'The cluster whose log next_offset belongs to.';
 alter table process add column boot_id uuid;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use txrelay::core::audit::{Audit, Problem};
 use txrelay::store::{Session, statements};
 
 use crate::rig::{LIMIT, Ledger, Relay, Topic, eventually, ids};
@@ -219,4 +220,74 @@ fn metrics_answer_at_once_and_right_with_five_million_stored_and_one_open() {
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
     // The goal is 50 ms; this only catches an answer that waits for the count.
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+}
+
+/// Goes over everything as upkeep does, with as many rows a step; returns what it suspects.
+fn audited(session: &mut Session, mut audit: Audit) -> (usize, Vec<Problem>) {
+    let lives = session.moment(None).expect("a moment").lives;
+    audit.learn(&lives);
+    let (mut steps, mut problems) = (0, Vec::new());
+    while !audit.is_finished() {
+        let began = Instant::now();
+        problems.extend(session.audit_step(&mut audit, i64::MAX, 20_000).expect("a step"));
+        assert!(began.elapsed() < Duration::from_secs(10), "no step takes ten seconds");
+        steps += 1;
+    }
+    problems.extend(audit.missing());
+    (steps, problems)
+}
+
+#[test]
+#[ignore = "takes minutes: make test-long"]
+fn one_row_that_is_wrong_in_a_million_is_found_and_named() {
+    const ALL: i64 = 1_000_000;
+    let (topic, ledger) = (Topic::new(1), Ledger::start());
+    let mut relay = Relay::new(&topic.name, &ledger.url(), "workers = 4");
+    let mut sql = prepared(&relay);
+    stored(&mut sql, 0, ALL - 1, 1);
+    delivered(&mut sql, 0, ALL - 1, 1);
+    let life = format!(
+        "insert into life (topic, partition, incarnation, first_offset, end_offset, ended_at) values ('made by SQL', 0, 0, 0, {ALL}, now()); \
+         select setval('batch_seq', 1048576)"
+    );
+    sql.batch_execute(&life).expect("a life that has ended");
+    let mut session = Session::connect(&configured(&relay.schema), &role()).expect("connects");
+    let mut backend = relay.sql();
+    for state in ["not analyzed", "analyzed"] {
+        let (began, mine) = (Instant::now(), crate::rig::Resources::of(std::process::id()).expect("this process"));
+        let (steps, problems) = audited(&mut session, Audit::from(-1, -1));
+        let (took, used) = (began.elapsed(), crate::rig::Resources::of(std::process::id()).expect("this process"));
+        assert_eq!(problems, []);
+        println!(
+            "{state}: {ALL} transactions in {steps} steps, {took:.2?}: {:.2} us a transaction, of which the client's CPU {:.2} us",
+            took.as_secs_f64() * 1e6 / ALL as f64,
+            (used.cpu - mine.cpu).as_secs_f64() * 1e6 / ALL as f64
+        );
+        backend.batch_execute("vacuum analyze tx, attempt").expect("analyzed");
+    }
+    // One transaction is gone, of another the proof of delivery.
+    sql.batch_execute(
+        "with d as (delete from tx where id = 654321 returning id) delete from attempt using d where tx_id = d.id; \
+         delete from attempt where tx_id = 765432",
+    )
+    .expect("planted");
+    relay.start();
+    eventually("upkeep names the offset", || relay.log().contains("made by SQL/0 offset 654321: read, and in no place"));
+    eventually("and the transaction", || relay.log().contains("transaction sql-765432 (row 765432): unaccounted"));
+    assert_eq!(relay.count("select count(*) from audit_finding"), 2);
+    eventually("it shows", || relay.metric("ledger_imbalance{equation=\"read\"}") == Some(1.0));
+    assert_eq!(relay.metric("ledger_imbalance{equation=\"ingested\"}"), Some(1.0));
+    let began = Instant::now();
+    let output = relay.command(&["reconcile", "--full", "--json"]).output().expect("runs");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    println!("reconcile --full took {:.2?}", began.elapsed());
+    assert_eq!(output.status.code(), Some(1));
+    let problems: Vec<(&str, i64)> = report["problems"]
+        .as_array()
+        .expect("problems")
+        .iter()
+        .map(|p| (p["kind"].as_str().expect("a kind"), p["from_offset"].as_i64().or(p["tx_id"].as_i64()).expect("which")))
+        .collect();
+    assert_eq!(problems, [("unaccounted", 765_432), ("offset_missing", 654_321)]);
+    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
 }
