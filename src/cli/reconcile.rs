@@ -95,6 +95,7 @@ fn look(config: &Config, session: &mut Session, args: &ReconcileArgs) -> Result<
         return Err(StoreError::Other(format!("schema {schema} is not there or not up to date: run `txrelay migrate`")));
     }
     let topic = args.topic.as_deref();
+    session.pin_ranges()?;
     session.begin_snapshot()?;
     let moment = session.moment(topic)?;
     let n: i64 = moment.lives.iter().map(|life| life.position - life.first - life.purged.offsets).sum();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::{Rounds, Upkeep};
 use crate::core::audit::{Audit, LifeId, Problem};
 use crate::core::ledger::Imbalances;
-use crate::store::{Finding, Gauges, Moment, ProcessId, Session, StoreError};
+use crate::store::{Finding, Gauges, Moment, ProcessId, Session, StoreError, Turn};
 
 /// Between two looks for new transactions.
 const LOOK: Duration = Duration::from_secs(2);
@@ -144,6 +144,18 @@ impl Upkeep {
             auditing.look_at = Instant::now() + AGAIN;
             return Ok(());
         };
+        session.pin_ranges()?;
+        self.audit_steps(session, process, auditing, turn)?;
+        session.unpin_ranges()
+    }
+
+    fn audit_steps(
+        &mut self,
+        session: &mut Session,
+        process: ProcessId,
+        auditing: &mut Auditing,
+        turn: Turn,
+    ) -> Result<(), StoreError> {
         let mut new = match auditing.new.take() {
             Some(new) if new.audited_id == turn.audited_id => new,
             // Another process has gone on with it, or the database has gone back in time.

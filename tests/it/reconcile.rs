@@ -193,7 +193,8 @@ fn both_records_of_a_conflict_are_listed_and_shown() {
         "{said}"
     );
     let (_, lines) = command(&relay, &["rejected", "list", "--json"]);
-    let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let mut rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    rows.sort_by_key(|row| row["offset"].as_i64());
     assert_eq!(rows.len(), 2, "{lines}");
     assert_eq!(
         (&rows[0]["reason"], &rows[0]["offset"], &rows[0]["conflicts_with"]["offset"]),
