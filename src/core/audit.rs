@@ -8,7 +8,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::coverage::Coverage;
-use super::offsets::{self, Offsets};
+use super::offsets::Offsets;
+
+mod found;
+pub use found::{Counts, Evidence, Found, Place, Problem, confirmed, look};
 
 /// So many offsets of a partition are held against the other tables at once.
 const WINDOW: i64 = 50_000;
@@ -80,227 +83,6 @@ pub struct Chunk {
     pub resolved: Vec<i64>,
     /// Ids of attempts that were accepted; an id may come more than once.
     pub delivered: Vec<i64>,
-}
-
-/// Where an offset can be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Place {
-    /// A transaction.
-    Transaction,
-    /// A repeat of one.
-    Duplicate,
-    /// Rejected; closed by a person, who may have made a transaction of it.
-    Rejected {
-        /// Whether it is closed.
-        closed: bool,
-    },
-    /// Passed over by the client.
-    Skipped,
-    /// Lost to Kafka's retention before it was read.
-    Retention,
-    /// Lost, and nobody knows why.
-    Unexplained,
-}
-
-impl Place {
-    /// For people.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Transaction => "transaction",
-            Self::Duplicate => "duplicate",
-            Self::Rejected { .. } => "rejected",
-            Self::Skipped => "skipped",
-            Self::Retention => "gap: retention",
-            Self::Unexplained => "gap: unexplained",
-        }
-    }
-
-    /// For programs.
-    pub fn code(self) -> &'static str {
-        match self {
-            Self::Retention => "gap_retention",
-            Self::Unexplained => "gap_unexplained",
-            other => other.label(),
-        }
-    }
-
-    /// One of each kind.
-    pub const ALL: [Place; 6] =
-        [Self::Transaction, Self::Duplicate, Self::Rejected { closed: false }, Self::Skipped, Self::Retention, Self::Unexplained];
-
-    fn index(self) -> usize {
-        match self {
-            Self::Transaction => 0,
-            Self::Duplicate => 1,
-            Self::Rejected { .. } => 2,
-            Self::Skipped => 3,
-            Self::Retention => 4,
-            Self::Unexplained => 5,
-        }
-    }
-
-    /// A record that is closed may be a transaction by now.
-    fn may_be_both(self, other: Self) -> bool {
-        matches!(
-            (self, other),
-            (Self::Transaction, Self::Rejected { closed: true }) | (Self::Rejected { closed: true }, Self::Transaction)
-        )
-    }
-}
-
-/// Offsets by place.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts([i64; 6]);
-
-impl Counts {
-    /// How many are there.
-    pub fn of(&self, place: Place) -> i64 {
-        self.0[place.index()]
-    }
-
-    fn add(&mut self, place: Place, n: i64) {
-        self.0[place.index()] += n;
-    }
-}
-
-/// Something that must not be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Problem {
-    /// Offsets that are read and in no place.
-    Missing {
-        /// Whose.
-        life: LifeId,
-        /// Which.
-        offsets: Offsets,
-        /// Transactions that lie near them have ids near this.
-        near: i64,
-    },
-    /// An offset in two places.
-    Twice {
-        /// Whose.
-        life: LifeId,
-        /// Which.
-        offsets: Offsets,
-        /// The two, where they are known.
-        places: (Place, Place),
-        /// As above.
-        near: i64,
-    },
-    /// More or fewer offsets are missing where retention has deleted than it says.
-    Purged {
-        /// Whose.
-        life: LifeId,
-        /// From the life's beginning to here.
-        below: i64,
-        /// So many have no row.
-        missing: i64,
-        /// So many were deleted, at least and at most.
-        deleted: (i64, i64),
-    },
-    /// A transaction with no evidence of any state.
-    Unaccounted {
-        /// `tx.id`
-        id: i64,
-    },
-    /// A transaction in two of open, dead, resolved.
-    TwoStates {
-        /// `tx.id`
-        id: i64,
-        /// Which.
-        states: Vec<&'static str>,
-    },
-    /// A row in `delivery`, `dead` or `resolved` of a transaction that is not there.
-    WithoutTransaction {
-        /// `tx.id`
-        id: i64,
-        /// The tables.
-        states: Vec<&'static str>,
-    },
-}
-
-impl Problem {
-    /// Its kind, as in table `audit_finding`.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Missing { .. } => "offset_missing",
-            Self::Purged { missing, deleted, .. } if missing > &deleted.1 => "offset_missing",
-            Self::Twice { .. } | Self::Purged { .. } => "offset_twice",
-            Self::Unaccounted { .. } => "unaccounted",
-            Self::TwoStates { .. } => "two_states",
-            Self::WithoutTransaction { .. } => "without_transaction",
-        }
-    }
-
-    /// Whose, and which offsets, where it is about offsets.
-    pub fn place(&self) -> Option<(&LifeId, Offsets)> {
-        match self {
-            Self::Missing { life, offsets, .. } | Self::Twice { life, offsets, .. } => Some((life, offsets.clone())),
-            Self::Purged { life, below, .. } => Some((life, below - 1..*below)),
-            _ => None,
-        }
-    }
-
-    /// `tx.id`, where it is about a transaction.
-    pub fn tx_id(&self) -> Option<i64> {
-        match self {
-            Self::Unaccounted { id } | Self::TwoStates { id, .. } | Self::WithoutTransaction { id, .. } => Some(*id),
-            _ => None,
-        }
-    }
-
-    /// For people, without the place or the number, which stand beside it.
-    pub fn words(&self) -> String {
-        match self {
-            Self::Missing { .. } => {
-                "read, and in no place: no transaction, duplicate, rejected, skipped, gap or deletion".to_owned()
-            }
-            Self::Twice { places: (a, b), .. } => format!("in two places: {} and {}", a.label(), b.label()),
-            Self::Purged { below, missing, deleted, .. } if missing > &deleted.1 => format!(
-                "of the offsets below {below}, {missing} have no row, and retention has deleted {} of them: {} are missing",
-                deleted.1,
-                missing - deleted.1
-            ),
-            Self::Purged { below, missing, deleted, .. } => {
-                format!("retention has deleted {} of the offsets below {below}, and only {missing} have no row", deleted.0)
-            }
-            Self::Unaccounted { .. } => {
-                "unaccounted: stored, and neither open, dead, resolved nor accepted by the service".to_owned()
-            }
-            Self::TwoStates { states, .. } => format!("in two states: {}", states.join(" and ")),
-            Self::WithoutTransaction { states, .. } => format!("{}, and there is no such transaction", states.join(" and ")),
-        }
-    }
-}
-
-/// Where a transaction stands, by evidence.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Evidence {
-    /// Whether `tx` has it.
-    pub stored: bool,
-    /// Whether `delivery` has it.
-    pub open: bool,
-    /// Whether `dead` has it.
-    pub dead: bool,
-    /// Whether `resolved` has it.
-    pub resolved: bool,
-    /// Whether an attempt was accepted.
-    pub delivered: bool,
-}
-
-impl Evidence {
-    /// What is wrong with it, if anything.
-    pub fn problem(self, id: i64) -> Option<Problem> {
-        let states: Vec<&'static str> = [(self.open, "open"), (self.dead, "dead"), (self.resolved, "resolved")]
-            .into_iter()
-            .filter_map(|(is, name)| is.then_some(name))
-            .collect();
-        match (self.stored, states.len()) {
-            (true, 0) if !self.delivered => Some(Problem::Unaccounted { id }),
-            (true, 0 | 1) | (false, 0) => None,
-            (true, _) => Some(Problem::TwoStates { id, states }),
-            (false, _) => Some(Problem::WithoutTransaction { id, states }),
-        }
-    }
 }
 
 /// Offsets that are to be looked up in the tables beside `tx`.
@@ -410,7 +192,8 @@ impl Audit {
         let mut goes_on = true;
         for life in lives {
             let key = self.key(life);
-            let begin = if self.whole { life.first } else { life.audited };
+            // A position that a person has set back.
+            let begin = if self.whole { life.first } else { life.audited.min(life.position) };
             let state = self.states.entry(key).or_default();
             if state.life.is_none() {
                 (state.begin, state.next) = (begin, begin);
@@ -642,63 +425,6 @@ impl Outcome<'_> {
     }
 }
 
-/// A window as it was found.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Found {
-    /// Offsets by place, without the transactions.
-    pub counts: Vec<(Place, i64)>,
-    /// Offsets in no place, deleted or not.
-    pub holes: Vec<Offsets>,
-    /// Offsets in two.
-    pub twice: Vec<(Offsets, (Place, Place))>,
-}
-
-/// Holds transactions and other places of these offsets against each other.
-pub fn look(offsets: &Offsets, transactions: &Coverage, holdings: &Holdings) -> Found {
-    let mut found = Found::default();
-    let mut all = Coverage::default();
-    transactions.within(offsets).for_each(|range| drop(all.insert(range)));
-    let mut before: Vec<(Place, Offsets)> = Vec::new();
-    for (place, range) in &holdings.places {
-        let range = range.start.max(offsets.start)..range.end.min(offsets.end);
-        if range.is_empty() {
-            continue;
-        }
-        found.counts.push((*place, range.end - range.start));
-        for twice in all.insert(range.clone()) {
-            // Rare: so a look through all of them is cheap.
-            let other = before.iter().find(|(_, other)| other.start < twice.end && twice.start < other.end);
-            let other = other.map_or(Place::Transaction, |(place, _)| *place);
-            if !place.may_be_both(other) {
-                found.twice.push((twice, (other, *place)));
-            }
-        }
-        before.push((*place, range));
-    }
-    found.holes = all.holes(offsets);
-    found
-}
-
-/// Problems that a second look confirms: of offsets, by what all places hold of them now.
-pub fn confirmed(problem: &Problem, transactions: &Coverage, twice_stored: bool, holdings: &Holdings) -> Vec<Problem> {
-    match problem {
-        Problem::Missing { life, offsets, near } => {
-            let holes = look(offsets, transactions, holdings).holes;
-            let left = offsets::minus(&holes, &[i64::MIN..holdings.purged.below]);
-            left.into_iter().map(|offsets| Problem::Missing { life: life.clone(), offsets, near: *near }).collect()
-        }
-        Problem::Twice { life, offsets, places, near } => {
-            let found = look(offsets, transactions, holdings).twice;
-            let again = |(offsets, places)| Problem::Twice { life: life.clone(), offsets, places, near: *near };
-            if twice_stored {
-                return vec![Problem::Twice { life: life.clone(), offsets: offsets.clone(), places: *places, near: *near }];
-            }
-            found.into_iter().map(again).collect()
-        }
-        other => vec![other.clone()],
-    }
-}
-
 /// Ids in ascending order, asked for in ascending order.
 struct Ids {
     ids: Vec<i64>,
@@ -739,5 +465,80 @@ impl Ids {
     fn unmatched(mut self) -> Vec<i64> {
         self.unmatched.extend_from_slice(&self.ids[self.next..]);
         self.unmatched
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn life(position: i64) -> Life {
+        let id = LifeId { topic: Arc::from("t"), partition: 0, incarnation: 0 };
+        Life { id, number: Some(1), first: 0, position, audited: 0, purged: Purge::default() }
+    }
+
+    /// Transactions at these offsets, delivered; their ids come from `id` on.
+    fn chunk(id: i64, offsets: &[i64]) -> Chunk {
+        let rows: Vec<Row> =
+            (id..).zip(offsets).map(|(id, offset)| Row { id, topic: 1, partition: 0, incarnation: 0, offset: *offset }).collect();
+        let upto = id + offsets.len() as i64 - 1;
+        Chunk { upto, delivered: rows.iter().map(|row| row.id).collect(), rows, ..Chunk::default() }
+    }
+
+    /// Settles what can be, with nothing in the other tables.
+    fn settle(audit: &mut Audit) -> Vec<Problem> {
+        let windows = audit.windows(10);
+        windows.iter().flat_map(|window| audit.settle(window, &Holdings::default())).collect()
+    }
+
+    #[track_caller]
+    fn assert_missing(audit: &Audit, expected: &[Offsets]) {
+        let missing: Vec<Offsets> = audit.missing().iter().filter_map(|problem| Some(problem.place()?.1)).collect();
+        assert_eq!(missing, expected);
+    }
+
+    #[test]
+    fn a_row_of_a_second_round_fills_the_hole_that_it_left() {
+        let mut audit = Audit::from(0, 0);
+        assert!(audit.learn(&[life(6)]));
+        assert_eq!(audit.take(chunk(1, &[0, 1, 3, 4])), []);
+        assert_eq!(settle(&mut audit), []);
+        assert_missing(&audit, &[2..3]);
+        assert_eq!(audit.settled(), [(life(6).id, 2)]);
+        assert_eq!(audit.take(chunk(5, &[2])), []);
+        audit.done();
+        assert_eq!(settle(&mut audit), []);
+        assert_missing(&audit, &[5..6]);
+        // The last one comes with an id of the time before.
+        assert_eq!(audit.take(chunk(6, &[5])), []);
+        assert_missing(&audit, &[]);
+        assert!(audit.is_finished() && audit.learn(&[life(6)]) && !audit.learn(&[life(4)]), "a position went back");
+    }
+
+    #[test]
+    fn rows_come_before_what_is_known_of_their_life_and_of_its_topic() {
+        let mut audit = Audit::from(0, 0);
+        assert_eq!(audit.take(chunk(1, &[0, 1, 2])), []);
+        audit.learn(&[Life { number: None, ..life(0) }]);
+        audit.learn(&[life(3)]);
+        audit.done();
+        assert_eq!(settle(&mut audit), []);
+        assert_missing(&audit, &[]);
+        assert!(audit.is_finished());
+    }
+
+    #[test]
+    fn what_retention_deleted_is_only_counted() {
+        let mut audit = Audit::whole();
+        let purged = Purge { below: 4, offsets: 3 };
+        audit.learn(&[Life { purged, ..life(6) }]);
+        audit.take(chunk(1, &[2]));
+        audit.done();
+        let windows = audit.windows(10);
+        assert_eq!(audit.settle(&windows[0], &Holdings { places: vec![(Place::Skipped, 5..9)], purged }), []);
+        assert_missing(&audit, &[4..5]);
+        let deleted = |n| HashMap::from([(life(6).id, n)]);
+        assert_eq!(audit.purged(&deleted(3)), []);
+        assert_eq!(audit.purged(&deleted(4)).len(), 1, "less is missing than was deleted");
     }
 }

@@ -15,7 +15,7 @@ const LOOK: Duration = Duration::from_secs(2);
 /// After a step that failed, or while another process is at it.
 const AGAIN: Duration = Duration::from_secs(15);
 /// How much of a round the steps may take, for new transactions and for everything.
-const BUDGET: Duration = Duration::from_millis(150);
+const BUDGET: Duration = Duration::from_millis(250);
 /// A step that is slower than this is followed by smaller ones, a fast one by larger ones.
 const SLOW: Duration = Duration::from_millis(100);
 /// Transactions that one step reads.
@@ -26,8 +26,8 @@ const BACK: i64 = 20_000;
 const LONGEST: Duration = Duration::from_secs(600);
 /// So many problems of a round are looked at again and kept; the others are found by the next audit.
 const MOST: usize = 1000;
-/// Nothing that was found wrong waits longer for the audit that may find it right again.
-const RECHECK: Duration = Duration::from_secs(3600);
+/// What was found wrong is looked at again after this, and after 50 times what the audit over everything took.
+const RECHECK: Duration = Duration::from_secs(60);
 
 /// How the audit stands.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ impl Auditing {
     /// Why everything is to be gone over now.
     fn wants_whole(&self, is_due: bool) -> bool {
         let is_off = self.off[0] == self.off[1] && self.off[1] != Imbalances::default() && self.off[1] != self.whole_with;
-        let rested = |(ended, took): (Instant, Duration)| ended.elapsed() > RECHECK.max(took * 20);
+        let rested = |(ended, took): (Instant, Duration)| ended.elapsed() > RECHECK.max(took * 50);
         is_due || is_off || (self.findings && self.whole_ended.is_none_or(rested))
     }
 

@@ -263,6 +263,42 @@ fn an_audit_beside_ingest_settling_and_retention_suspects_nothing_that_a_second_
 }
 
 #[test]
+fn a_schema_of_the_release_before_is_accounted_for_from_its_first_offset() {
+    let config = crate::store::postgres(&crate::rig::unique("it_before"));
+    let mut session = Session::connect(&config, &role()).expect("connects");
+    let before = format!(
+        "create schema \"{}\"; create table migration (version int primary key, name text not null, compatible_from int not null, \
+           applied_at timestamptz not null default now()); {}; {}; \
+         insert into migration values (1, 'initial', 1), (2, 'retention', 1); insert into pipeline (name) values ('it')",
+        config.schema,
+        include_str!("../../sql/migrations/0001_initial.sql"),
+        include_str!("../../sql/migrations/0002_retention.sql")
+    );
+    session.client().batch_execute(&before).expect("as it was");
+    // Offsets 30 to 39 and 71 to 99 were skipped or deleted, which nobody wrote down; partition 1 is in its second life.
+    let rows = "insert into topic (name) values ('payments'); \
+         insert into consumer_position (topic, partition, incarnation, next_offset, owner, epoch) values \
+           ('payments', 0, 0, 100, 0, 1), ('payments', 1, 1, 5, 0, 1), ('payments', 2, 0, 0, 0, 1); \
+         insert into tx (id, transaction_id, payload, partition, kafka_offset, topic_id, incarnation) \
+           select g, 't' || g, 'x', 0, g, 1, 0 from generate_series(20, 59) g where g not between 30 and 39; \
+         insert into tx (id, transaction_id, payload, partition, kafka_offset, topic_id, incarnation) values (101, 'a', 'x', 1, 3, 1, 0), (102, 'b', 'x', 1, 6, 1, 0); \
+         insert into attempt (tx_id, n, outcome, sent) select id, 1, 1, 1 from tx; \
+         insert into duplicate (topic, partition, incarnation, kafka_offset, tx_id) select 'payments', 0, 0, g, 20 from generate_series(60, 69) g; \
+         insert into rejected (topic, partition, incarnation, kafka_offset, reason) values ('payments', 0, 0, 70, 'tombstone')";
+    session.client().batch_execute(rows).expect("rows");
+    assert_eq!(txrelay::store::migrate(&mut session, &config.schema).expect("migrated"), ["0003 accounting"]);
+    let mut session = Session::connect(&config, &role()).expect("connects");
+    assert_eq!(wrong_offsets(session.client()), "");
+    assert_eq!(problems(&mut session, Audit::whole(), 10), BTreeSet::new());
+    let purged = "select string_agg(format('%s/%s %s of %s', partition, incarnation, offsets, to_offset), ', ' order by partition) from purged";
+    let purged: String = session.client().query_one(purged, &[]).expect("some").get(0);
+    assert_eq!(purged, "0/0 39 of 100, 1/0 2 of 7");
+    session.client().batch_execute("delete from duplicate where kafka_offset = 63").expect("by hand");
+    assert_eq!(problems(&mut session, Audit::whole(), 10), BTreeSet::from([("offset_missing".to_owned(), 99, 100)]));
+    session.client().batch_execute(&format!("drop schema \"{}\" cascade", config.schema)).expect("dropped");
+}
+
+#[test]
 fn one_process_audits_until_it_ends_or_falls_silent() {
     let mut store = Store::new();
     let mut other = Session::connect(&store.config, &role()).expect("connects");
