@@ -4,6 +4,7 @@
 //! stand in `sql/statements/`, one a file; the schema in `sql/migrations/`. PostgreSQL's clock decides what is due.
 
 mod act;
+mod audit;
 mod claim;
 mod clock;
 mod connector;
@@ -17,6 +18,7 @@ mod patience;
 mod pool;
 mod positions;
 mod refusal;
+mod rejected;
 mod retention;
 mod selfcheck;
 mod session;
@@ -26,6 +28,7 @@ mod timeline;
 mod upkeep;
 
 pub use act::{DeadFilter, DeadSummary, Found, Standing, Trace};
+pub use audit::{Finding, Moment, Turn};
 pub use claim::{Claimant, Claimed, Claims, Floor};
 pub use error::{ERROR_KINDS, StoreError};
 pub use ingest::{Advance, Batch, Candidate, Ingested, Reject, Topics, Writer};
@@ -36,7 +39,8 @@ pub use migrate::{SchemaState, grant, migrate, print_sql, reader_role, schema_st
 pub use patience::Patience;
 pub use pool::Pool;
 pub use positions::{Gap, Position};
-pub use retention::{DuplicatePlace, Purged};
+pub use rejected::{RejectedFilter, RejectedRecord, RejectedRow, Stored};
+pub use retention::{OffsetPlace, Purged};
 pub use selfcheck::{altered, ensure_unaltered};
 pub use session::{Role, Session, ensure_own_session};
 pub use settle::{Settled, Settlement, Tried};
