@@ -96,6 +96,7 @@ impl Worker {
             attempt: leased.attempt,
             spent: leased.spent,
             retry_after,
+            gate_is_shut: false,
         };
         self.follow(leased, tried, &attempted)
     }
