@@ -273,6 +273,7 @@ impl Consumer {
                 id,
                 lease,
                 attempt: 1,
+                probe: false,
                 spent: Duration::ZERO,
                 previous_attempt: None,
                 deadline,

@@ -25,8 +25,8 @@ use crate::ops::pulse;
 use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
 use crate::store::{
-    Gauges, Heartbeat, Pool, ProcessId, Registration, Role, Room, SchemaState, Session, StoreError, ensure_own_session,
-    ensure_pipeline, ensure_server, grant, migrate, schema_state,
+    GateBoard, Gauges, Heartbeat, Pool, ProcessId, Registration, Role, Room, SchemaState, Session, StoreError,
+    ensure_own_session, ensure_pipeline, ensure_server, grant, migrate, schema_state,
 };
 
 /// One round: what it costs PostgreSQL is less than 1 % of a core.
@@ -42,6 +42,8 @@ pub struct Upkeep {
     pub pool: Pool,
     /// Learns whether delivering is paused.
     pub room: Arc<Room>,
+    /// How the gate stands.
+    pub gate: Arc<GateBoard>,
     /// Open deliveries as last counted, for whoever must stop reading when they are too many.
     pub open: Arc<AtomicI64>,
     /// Outcomes are kept that PostgreSQL does not have yet: their leases may have run out, and must not be taken from them.
@@ -191,6 +193,7 @@ impl Upkeep {
             in_flight: self.metrics.requests_in_flight.get().max(0) as usize,
             stalled: self.health.waits().into_iter().map(|(reason, _)| reason.to_owned()).collect(),
             status: self.health.words(),
+            gate: self.gate.read(),
         };
         let before = Instant::now();
         let Some(pulse) = session.heartbeat(process, &beat)? else {
@@ -198,6 +201,7 @@ impl Upkeep {
                 "this process is no longer registered: was the database restored from a backup?".to_owned(),
             ));
         };
+        self.gate.note_clock(pulse.clock, SystemTime::now());
         self.heed_pause(pulse.paused);
         let expires_at = self.pool.certificate_expires_at().unwrap_or(0);
         self.metrics.certificate_expiry_timestamp_seconds.with_label_values(&["postgres"]).set(expires_at as f64);

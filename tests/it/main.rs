@@ -7,6 +7,7 @@ mod clocks;
 mod deliver;
 mod exporter;
 mod faults;
+mod gate;
 mod logs;
 mod metrics;
 mod misuse;

@@ -127,7 +127,7 @@ impl Breaker {
         }
         let most =
             Outcome::ALL.into_iter().zip(self.classes).max_by_key(|(_, n)| *n).map_or(report.outcome, |(outcome, _)| outcome);
-        let probe_at = now + jittered(settings.probe_every, jitter);
+        let probe_at = now + jittered(settings.probe_interval(0), jitter);
         self.shut = Some(Shut { why: most, probe_at, probing: false, failed_probes: 0 });
         true
     }
@@ -162,8 +162,7 @@ impl Breaker {
 impl Settings {
     fn probe_interval(&self, failed_probes: u32) -> Duration {
         let doublings = failed_probes.saturating_sub(PROBES_AT_FULL_PACE - 1);
-        let most = self.probe_cap.max(self.probe_every);
-        self.probe_every.saturating_mul(2u32.saturating_pow(doublings)).min(most)
+        self.probe_every.saturating_mul(2u32.saturating_pow(doublings)).min(self.probe_cap)
     }
 }
 
@@ -183,6 +182,6 @@ mod tests {
         let seconds = |n| settings.probe_interval(n).as_secs();
         assert_eq!([0, 1, 19, 20, 21, 22, 1000].map(seconds), [5, 5, 5, 10, 20, 30, 30]);
         let eager = Settings { probe_cap: Duration::from_secs(1), ..settings };
-        assert_eq!([0, 1000].map(|n| eager.probe_interval(n).as_secs()), [5, 5], "a cap below the interval caps nothing");
+        assert_eq!([0, 1000].map(|n| eager.probe_interval(n).as_secs()), [1, 1], "the cap caps");
     }
 }

@@ -31,11 +31,19 @@ pub struct Settings {
     pub probe_cap: Duration,
     /// Requests per second; `None`: no limit.
     pub rate_limit: Option<f64>,
+    /// Whether it paces the requests; without, it is a breaker only.
+    pub paces: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { shut_after: 20, probe_every: Duration::from_secs(5), probe_cap: Duration::from_secs(30), rate_limit: None }
+        Self {
+            shut_after: 20,
+            probe_every: Duration::from_secs(5),
+            probe_cap: Duration::from_secs(30),
+            rate_limit: None,
+            paces: true,
+        }
     }
 }
 
@@ -143,6 +151,13 @@ impl Gate {
         }
     }
 
+    /// Forgets a rate that has not been the limit for a while: nobody asks while nothing is due.
+    pub fn look(&mut self, now: Duration) {
+        if !self.is_shut() && now >= self.held_until {
+            self.pace.look(now);
+        }
+    }
+
     /// Whether a suspect may be next, while others are due or not; if so, it is taken to be.
     pub fn take_suspect(&mut self, others_are_due: bool) -> bool {
         self.share.take(others_are_due)
@@ -167,7 +182,7 @@ impl Gate {
             let why = self.breaker.why().unwrap_or(report.outcome);
             return Some(Change::Shut { why, since: self.breaker.since() });
         }
-        if !self.breaker.is_shut() && !report.suspect && report.started >= self.breaker.opened_at() {
+        if self.settings.paces && !self.breaker.is_shut() && !report.suspect && report.started >= self.breaker.opened_at() {
             self.pace.answered(report.overload, report.started, now);
         }
         let is_failure = report.outcome != Outcome::Delivered;
@@ -178,7 +193,7 @@ impl Gate {
     fn hold(&mut self, retry_after: Option<Duration>, now: Duration) -> bool {
         let Some(pause) = retry_after.filter(|pause| !pause.is_zero()) else { return false };
         let was_held = now < self.held_until;
-        if !was_held && !self.breaker.is_shut() {
+        if !was_held && !self.breaker.is_shut() && self.settings.paces {
             self.pace.pause(pause, now);
         }
         self.held_until = self.held_until.max(now.saturating_add(pause));

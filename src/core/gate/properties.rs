@@ -61,6 +61,7 @@ fn any_settings() -> impl Strategy<Value = Settings> {
             probe_every: Duration::from_millis(every),
             probe_cap: Duration::from_millis(cap),
             rate_limit,
+            paces: true,
         },
     )
 }
@@ -162,7 +163,7 @@ proptest! {
             if began == Some(true) {
                 // Never sooner than four fifths of the interval after the last one.
                 let apart = probed.map_or(Duration::MAX, |at| held.now - at);
-                prop_assert!(apart >= settings.probe_every.mul_f64(0.8) - Duration::from_nanos(1), "{:?}", apart);
+                prop_assert!(apart >= settings.probe_every.min(settings.probe_cap).mul_f64(0.8) - Duration::from_nanos(1), "{:?}", apart);
                 probed = Some(held.now);
             }
             if let Some(Change::Opened { .. }) = change {
