@@ -9,6 +9,7 @@ pub mod clock;
 pub mod fault;
 pub mod gate;
 pub mod headers;
+pub mod hole;
 pub mod idempotency;
 pub mod identify;
 pub mod ledger;
