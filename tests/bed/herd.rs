@@ -179,7 +179,9 @@ fn one_run(args: &RunArgs) -> anyhow::Result<()> {
     let mut out = std::fs::OpenOptions::new().create(true).append(true).open(&args.out)?;
     writeln!(out, "{line}")?;
     let mut shown = line;
-    shown.as_object_mut().map(|fields| fields.retain(|_, value| !value.is_array()));
+    if let Some(fields) = shown.as_object_mut() {
+        fields.retain(|_, value| !value.is_array());
+    }
     println!("{shown}");
     Ok(())
 }
