@@ -73,8 +73,12 @@ struct Before {
 impl Before {
     /// Whether failures became fewer as they do when it was our rate that caused them: then as many are accepted as before,
     /// and otherwise fewer by the same factor. In between lies the geometric mean. A share that is no longer too large never gets here.
+    ///
+    /// A share that is much smaller than before says the same; one that is larger, that the first was seen too early (what a
+    /// service has in reserve hides an overload for a moment), and nothing else.
     fn is_of_our_making(&self, share: f64) -> bool {
-        self.factor * (1.0 - share) / (1.0 - self.share).max(1e-9) > self.factor.sqrt()
+        let is_alike = (0.6..1.25).contains(&(share / self.share.max(1e-9)));
+        !is_alike || self.factor * (1.0 - share) / (1.0 - self.share).max(1e-9) > self.factor.sqrt()
     }
 }
 
@@ -190,8 +194,7 @@ impl Pace {
     }
 
     fn decrease(&mut self, share: f64, measured: f64, now: Duration) {
-        // A larger share than before the decrease: that one was seen too early, and says nothing.
-        if let Some(before) = self.before.filter(|before| share < 1.25 * before.share && !before.is_of_our_making(share)) {
+        if let Some(before) = self.before.filter(|before| !before.is_of_our_making(share)) {
             // Where nothing limited it, a backlog of the meantime must not come all at once.
             (self.rate, self.ceiling) = (Some(before.rate), before.ceiling);
             self.tolerated = (share.max(before.share), now + TOLERATED);

@@ -362,6 +362,18 @@ fn a_service_that_comes_back_is_met_at_its_capacity_however_it_was_down() {
     }
 }
 
+/// A run of `make bench-herd` once took a real overload for failures that are not of our making. Here the doubling meets the capacity
+/// at many different moments.
+#[test]
+fn whenever_the_service_comes_back_it_is_met_at_its_capacity() {
+    for shift in 0..16 {
+        let capacity = 470.0 + 11.0 * f64::from(shift);
+        let world = World { capacity, outage: 20.0, duration: 90.0, seed: 40 + shift as u64, ..WORLD };
+        let found = reaches("shifted", &world, USELESS, 1.25, 0.85, 0.02);
+        assert_eq!((found.dead, found.changes), (0, 2), "{capacity}: {found:?}");
+    }
+}
+
 #[test]
 fn a_deploy_that_refuses_everything_kills_no_more_than_it_takes_to_shut() {
     let found = reaches("400", &World { down: 400, ..WORLD }, USELESS, 1.15, 0.92, 0.01);
