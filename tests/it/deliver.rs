@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::bounded;
 use txrelay::config;
@@ -13,7 +13,7 @@ use txrelay::deliver::{Claimer, Flow, Permits, Settler};
 use txrelay::ops::health::Health;
 use txrelay::ops::metrics::{Identity, Metrics};
 use txrelay::ops::stop::group;
-use txrelay::store::{LeaseTime, Link, Role, Room, Session, Settled, Settlement, Tried, migrate};
+use txrelay::store::{LeaseTime, Link, Role, Room, Session, Settled, Settlement, Timelines, Tried, migrate};
 
 use crate::rig::{LIMIT, Proxy, eventually, postgres_url, throughout, unique};
 
@@ -49,7 +49,7 @@ fn nothing_is_claimed_before_every_kept_outcome_is_written() {
     let flow = Flow::new();
     let unsettled = flow.unsettled.clone();
     let settler = Settler {
-        link: Link::new(&at(&through), "it", "settler"),
+        link: Link::new(&at(&through), "it", "settler", &Timelines::default()),
         unsettled: flow.unsettled,
         health: Health::new(metrics.clone()),
         metrics,
@@ -63,6 +63,7 @@ fn nothing_is_claimed_before_every_kept_outcome_is_written() {
         id,
         lease: 7,
         attempt: 1,
+        received_at: SystemTime::UNIX_EPOCH,
         what: Settled::Delivered(Tried {
             outcome: Outcome::Delivered,
             status: Some(200),
@@ -106,7 +107,7 @@ fn a_wake_up_is_enough_even_if_nobody_polls_for_an_hour() {
     let (settings, file) = (Settings::default(), Path::new("it.toml"));
     let permits = Permits::new(settings, file, room.clone(), metrics.clone(), health, Arc::default(), Arc::default());
     let claimer = Claimer {
-        link: Link::new(&config, "it", "claimer"),
+        link: Link::new(&config, "it", "claimer", &Timelines::default()),
         room,
         permits,
         suspects: flow.suspects.0,

@@ -120,8 +120,11 @@ impl Pace {
     /// The service has asked for a pause of `pause`. What it bore until now was too much: a short pause ends a fifth below that, a
     /// long one with an opening up to there.
     pub(super) fn pause(&mut self, pause: Duration, now: Duration) {
-        let rate = (self.measured(now).min(self.rate()) * 0.8).max(FIRST);
-        let first = if pause > Duration::from_secs(5) { FIRST } else { rate };
+        let bore = (self.measured(now).min(self.rate()) * 0.8).max(FIRST);
+        let first = if pause > Duration::from_secs(5) { FIRST } else { bore };
+        // Nothing was accepted since the last pause: then it is down, and nobody knows what it will bear. 20 a second is no ceiling.
+        let is_down = self.since.answers <= self.since.overloads;
+        let (first, rate) = if is_down { (FIRST, f64::INFINITY) } else { (first, bore) };
         let end = now + pause;
         *self = Self { rate: Some(first), ceiling: rate, limiting_at: end, tokens: 0.0, ..Self::new(self.limit, end) };
     }
