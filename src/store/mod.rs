@@ -4,6 +4,7 @@
 //! stand in `sql/statements/`, one a file; the schema in `sql/migrations/`. PostgreSQL's clock decides what is due.
 
 mod act;
+mod audit;
 mod claim;
 mod clock;
 mod connector;
@@ -17,7 +18,10 @@ mod migrate;
 mod patience;
 mod pool;
 mod positions;
+mod refusal;
+mod rejected;
 mod retention;
+mod selfcheck;
 mod session;
 mod settle;
 mod sql;
@@ -25,6 +29,7 @@ mod timeline;
 mod upkeep;
 
 pub use act::{DeadFilter, DeadSummary, Found, Standing, Trace};
+pub use audit::{Finding, Moment, Turn};
 pub use claim::{Claimant, Claimed, Claims, Floor};
 pub use error::{ERROR_KINDS, StoreError};
 pub use gate_board::{GateBoard, GateState};
@@ -36,7 +41,9 @@ pub use migrate::{SchemaState, grant, migrate, print_sql, reader_role, schema_st
 pub use patience::Patience;
 pub use pool::Pool;
 pub use positions::{Gap, Position};
-pub use retention::{DuplicatePlace, Purged};
+pub use rejected::{RejectedFilter, RejectedRecord, RejectedRow, Stored};
+pub use retention::{OffsetPlace, Purged};
+pub use selfcheck::{altered, ensure_unaltered};
 pub use session::{Role, Session, ensure_own_session};
 pub use settle::{Settled, Settlement, Tried};
 pub use sql::{CLAIM_LIMITS, Sql, all as statements};
