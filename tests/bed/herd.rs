@@ -110,7 +110,7 @@ fn one_run(args: &RunArgs) -> anyhow::Result<()> {
         behave(&ledger, &outage_rules(args)?)?;
     }
     let topic = format!("herd-{}", args.name);
-    crate::topic::create(&args.brokers, &topic, 6, &[])?;
+    crate::topic::create(&args.brokers, &topic, (6, 1), &[])?;
     let metrics = free_address()?;
     let _daemon = start_daemon(args, &topic, &ledger, &metrics)?;
     let (samples, stop) = (Arc::new(Mutex::new(Samples::new())), Arc::new(AtomicBool::new(false)));
