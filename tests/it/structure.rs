@@ -47,6 +47,10 @@ fn rooms_use_only_rooms_of_a_lower_rank() {
 #[test]
 fn the_core_does_no_io_and_reads_no_clock() {
     for (file, text) in sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/core"))) {
+        // Compiled into tests only: it draws the world around the gate.
+        if file == "gate/simulation.rs" {
+            continue;
+        }
         for word in ["std::fs", "std::net", "std::thread", "Instant::now", "SystemTime::now", "rand::", "log::"] {
             assert!(!text.contains(word), "core/{file} uses {word}");
         }
@@ -57,7 +61,8 @@ fn the_core_does_no_io_and_reads_no_clock() {
 fn the_page_of_faults_names_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = std::fs::read_to_string(root.join("tests/FAULTS.md")).expect("tests/FAULTS.md");
-    let named: Vec<&str> = page.split('`').filter(|word| word.contains("::") && !word.contains(' ') && !word.ends_with('\'')).collect();
+    let named: Vec<&str> =
+        page.split('`').filter(|word| word.contains("::") && !word.contains(' ') && !word.ends_with('\'')).collect();
     assert!(named.len() > 50, "only {} tests found", named.len());
     for name in named {
         let (module, test) = name.split_once("::").expect("module::test");
