@@ -115,7 +115,8 @@ impl Session {
             transaction.rollback()?;
             match tried {
                 Ok(()) => passed = n + 1,
-                Err(error) if error.is_about_rows() => refused = n,
+                // A unique index that somebody added takes no other try either.
+                Err(error) if error.is_about_rows() || matches!(error, StoreError::Taken(_)) => refused = n,
                 Err(error) => return Err(error),
             }
         }
