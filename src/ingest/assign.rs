@@ -387,6 +387,9 @@ impl Consumer {
         let mut found = None;
         for info in infos {
             let there = i64::from(info.partitions.unwrap_or(0));
+            // Given to this process, which cannot read them yet: leaving the group would not help.
+            let parked = |(at, held): &(&TopicPartition, &Held)| at.topic == info.topic && held.position.is_none();
+            let there = there - self.held.iter().filter(parked).count() as i64;
             match self.link.run(|session| session.count_positions(&info.topic)) {
                 Ok(taken) if taken < there && taken > 0 => found = Some((info.topic.clone(), there - taken)),
                 Ok(_) => {}
