@@ -211,6 +211,18 @@ fn a_value_beside_what_a_trigger_refuses_is_still_rejected_singly() {
     assert!(store.ingest(&batch).is_err_and(|error| matches!(error, StoreError::Value(_))));
 }
 
+/// Otherwise the batch would be tried for ever, without a look at Kafka.
+#[test]
+fn a_value_beside_what_a_unique_index_refuses_is_still_rejected_singly() {
+    let mut store = Store::new();
+    store.session.client().batch_execute("create unique index once on tx (payload)").expect("altered");
+    store.store(&[("known", "1")], None);
+    let mut candidates = store.records(&[("a", "0"), ("b", "1"), ("c", "3"), ("d", "4")]);
+    candidates[2].transaction_id = "c\0".to_owned();
+    let batch = store.batch(candidates, Vec::new(), None);
+    assert_eq!(store.find_unstorable(&batch), [2]);
+}
+
 /// Answers the first request for each path with what no database likes, and later ones with 200.
 struct Hostile {
     url: String,
