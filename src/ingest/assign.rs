@@ -314,6 +314,8 @@ impl Consumer {
         log::error!(topic = &*at.topic, partition = at.partition, from = lost.start, to = lost.end, reason = reason;
             "{what}: the gap is recorded in known_gap, reading goes on at {}", to.next_offset);
         self.above_end.remove(&at);
+        // What PostgreSQL refused of it is gone, too; where nothing follows, nobody else would say so.
+        self.forget_refused(&at);
         Ok(Some(to))
     }
 
@@ -385,6 +387,9 @@ impl Consumer {
         let mut found = None;
         for info in infos {
             let there = i64::from(info.partitions.unwrap_or(0));
+            // Given to this process, which cannot read them yet: leaving the group would not help.
+            let parked = |(at, held): &(&TopicPartition, &Held)| at.topic == info.topic && held.position.is_none();
+            let there = there - self.held.iter().filter(parked).count() as i64;
             match self.link.run(|session| session.count_positions(&info.topic)) {
                 Ok(taken) if taken < there && taken > 0 => found = Some((info.topic.clone(), there - taken)),
                 Ok(_) => {}

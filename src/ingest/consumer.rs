@@ -68,6 +68,8 @@ pub struct Consumer {
     pub(super) retention_compared: HashSet<Arc<str>>,
     /// Parked partitions whose records PostgreSQL refuses.
     pub(super) refused: HashMap<TopicPartition, Refused>,
+    /// When PostgreSQL was last found to refuse a row for good as one that is there already.
+    pub(super) taken_at: Option<Instant>,
     /// When other parked partitions are tried again, and the wait that led there.
     pub(super) parked_until: (Instant, Duration),
     /// When all topics were last found, by their ids.
@@ -154,6 +156,7 @@ impl Consumer {
             throttle: Throttle::per_minute(),
             above_end: HashMap::new(),
             refused: HashMap::new(),
+            taken_at: None,
             damage: Damage::default(),
             doubts: HashMap::new(),
             compacted: HashSet::new(),

@@ -27,7 +27,8 @@ pub(super) struct Damage {
     suspected_at: Option<Instant>,
     /// Partitions that are read apart, and how far that is.
     cases: HashMap<TopicPartition, Case>,
-    reader: Option<(TopicPartition, Apart)>,
+    /// With what it reads, and the offset that it stands at.
+    reader: Option<(TopicPartition, i64, Apart)>,
 }
 
 /// A partition that is read apart.
@@ -134,6 +135,11 @@ impl Consumer {
         {
             return Some(leave);
         }
+        if self.held.get(&at)?.position.is_none() {
+            // PostgreSQL refuses something of it: it is parked, and is read again from where it stands.
+            self.damage.reader = None;
+            return None;
+        }
         if !matches!(ended, Ended::Full) {
             self.damage.reader = None;
         }
@@ -166,15 +172,15 @@ impl Consumer {
 
     fn next_apart(&mut self, at: &TopicPartition, from: i64) -> Result<Chunk, SourceError> {
         let mut reader = match self.damage.reader.take() {
-            Some((of, reader)) if of == *at => reader,
+            Some((of, stands, reader)) if of == *at && stands == from => reader,
             other => {
-                let mut reader = other.map_or_else(|| Apart::open(&self.config.get().kafka), |(_, reader)| Ok(reader))?;
+                let mut reader = other.map_or_else(|| Apart::open(&self.config.get().kafka), |(.., reader)| Ok(reader))?;
                 reader.begin(at, from)?;
                 reader
             }
         };
         let chunk = reader.read(MAX_ROWS, MAX_BYTES, Instant::now() + TURN)?;
-        self.damage.reader = Some((at.clone(), reader));
+        self.damage.reader = Some((at.clone(), chunk.next, reader));
         Ok(chunk)
     }
 

@@ -33,6 +33,8 @@ enum Persisted {
 
 /// For so long "the next try draws another number" is believed (sequences that went back with a stale replica).
 const TAKEN: Duration = Duration::from_secs(30);
+/// For so long after that it is not believed again: each partition that is refused would hold up the others that long.
+const NOT_BELIEVED: Duration = Duration::from_secs(300);
 
 /// What became of one try.
 enum Tried {
@@ -159,8 +161,11 @@ impl Consumer {
                     Some(refused) => break Persisted::Refused(refused),
                 },
                 Tried::Failed(error @ StoreError::Taken(_))
-                    if taken_since.get_or_insert_with(Instant::now).elapsed() >= TAKEN =>
+                    if self.taken_at.is_some_and(|at| at.elapsed() < NOT_BELIEVED)
+                        || taken_since.get_or_insert_with(Instant::now).elapsed() >= TAKEN =>
                 {
+                    self.taken_at = Some(Instant::now());
+                    self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
                     break Persisted::Refused(error);
                 }
                 Tried::Failed(error) => {

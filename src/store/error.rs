@@ -59,6 +59,11 @@ impl StoreError {
         matches!(self, Self::Value(_) | Self::Constraint(_) | Self::Refused(_))
     }
 
+    /// As `is_about_rows`, and also a row that is there already: it may be a unique index that somebody added.
+    pub(super) fn refuses_rows(&self) -> bool {
+        self.is_about_rows() || matches!(self, Self::Taken(_))
+    }
+
     /// For the label of `postgres_errors_total`.
     pub fn kind(&self) -> &'static str {
         match self {

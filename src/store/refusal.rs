@@ -86,8 +86,8 @@ impl Session {
                 Ok(()) => {}
                 Err(StoreError::Value(_)) if places.len() == 1 => refused.extend(places),
                 // Refused for another reason: that is not for rejecting it.
-                Err(error) if error.is_about_rows() && places.len() == 1 => {}
-                Err(error) if error.is_about_rows() => {
+                Err(error) if error.refuses_rows() && places.len() == 1 => {}
+                Err(error) if error.refuses_rows() => {
                     let (left, right) = places.split_at(places.len() / 2);
                     ranges.extend([left.to_vec(), right.to_vec()]);
                 }
@@ -115,7 +115,8 @@ impl Session {
             transaction.rollback()?;
             match tried {
                 Ok(()) => passed = n + 1,
-                Err(error) if error.is_about_rows() => refused = n,
+                // A unique index that somebody added takes no other try either.
+                Err(error) if error.refuses_rows() => refused = n,
                 Err(error) => return Err(error),
             }
         }

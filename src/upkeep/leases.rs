@@ -29,6 +29,7 @@ impl Upkeep {
             let looked = self.pool.session().and_then(|mut session| session.predecessors(mark.id, mark.lock, process.id));
             match looked {
                 Ok(predecessors) => {
+                    self.health.go("upkeep", "schema");
                     let Some(other) = predecessors.into_iter().find(|other| !other.is_dead) else { return Ok(true) };
                     let Predecessor { id, host, pid, seen_at, .. } = &other;
                     let who = format!("process {id} on host {host} (pid {pid}) has the UUID of {}", mark.path.display());

@@ -79,3 +79,42 @@ fn a_batch_damaged_on_disk_stops_its_partition_alone_until_it_is_given_up() {
 fn a_batch_damaged_on_disk_stops_its_partition_alone_on_kafka_3_9() {
     damage_is_contained(&Broker::with(&["--version", "3.9.2"]));
 }
+
+/// A partition that is read apart is refused by PostgreSQL at some record, while a long backlog lies behind it. The reader
+/// stood behind what was refused by then, and went on from there: up to 1,000 refused records were taken for markers and lost.
+#[test]
+fn what_is_refused_while_a_partition_is_read_apart_is_not_passed_over() {
+    let broker = Broker::start();
+    let (topic, ledger) = (Topic::on(&broker.address, 2, &SEGMENTS), Ledger::start());
+    let mut expected = topic.write_in_transaction(1, ids("first", 0..3), true); // 0..3, marker 3: the first hole is proven
+    expected.extend(topic.write(0, ids("a", 0..50)));
+    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
+    relay.set(&format!("kafka.brokers=[\"{}\"]", broker.address));
+    relay.start();
+    let position = |relay: &Relay| relay.count("select coalesce(max(next_offset), 0) from consumer_position where partition = 1");
+    eventually("under way", || ledger.count("accepted") == 53 && position(&relay) == 4);
+    assert!(relay.stop().success());
+
+    topic.write(0, ids("damaged", 0..50));
+    expected.extend(topic.write(1, ids("b", 0..3_000)));
+    broker.stop();
+    flip(&broker.segments(&topic.name, 0)[1]);
+    broker.up();
+    relay.sql().batch_execute("alter table tx add constraint no_b check (transaction_id <> 'b-100')").expect("altered");
+    relay.start();
+    eventually("both stand", || {
+        relay.http("/readyz").is_some_and(|words| {
+            words.contains(&format!("{}/0 at offset 50", topic.name))
+                && words.contains(&format!("{}/1 stands still at 104", topic.name))
+        })
+    });
+    // Now it is the only one that is read apart.
+    Admin::of(&broker.address).delete_records(&topic.name, 0, 100);
+    expected.extend(topic.write(0, ids("end", 0..5)));
+    eventually("the other goes on", || ledger.accepted().contains(&"end-4".to_owned()));
+    throughout(std::time::Duration::from_secs(10), "nothing is passed over", || position(&relay) == 104);
+    relay.sql().batch_execute("alter table tx drop constraint no_b").expect("mended");
+    eventually("all is delivered", || ledger.count("accepted") as usize == expected.len());
+    ledger.has_exactly(&expected);
+    every_offset_is_in_one_place(&relay);
+}

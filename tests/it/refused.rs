@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use txrelay::store::StoreError;
 
-use crate::rig::{Ledger, Raw, Relay, Topic, eventually, ids, transaction};
+use crate::lost::gaps;
+use crate::rig::{Admin, Ledger, Raw, Relay, Topic, bootstrap, eventually, ids, transaction};
 use crate::store::Store;
 
 /// Values of transactions, spread over three partitions by their place.
@@ -104,6 +105,17 @@ fn a_transaction_that_a_trigger_refuses_stops_its_partition_only() {
     );
 }
 
+/// A unique index that somebody added: SQLSTATE 23505, and no other try will be better.
+#[test]
+fn a_transaction_that_a_unique_index_refuses_stops_its_partition_only() {
+    stops_its_partition_only(
+        "create unique index once on tx ((case when transaction_id in ('first-0', 'refund-5') then 'x' else transaction_id end))",
+        "drop index once",
+        Raw::value(transaction("refund-5")),
+        "once",
+    );
+}
+
 /// A trigger that swallows a row without a word: the record is neither inserted nor there, and must not be passed over.
 #[test]
 fn a_transaction_that_a_trigger_swallows_stops_its_partition_only() {
@@ -139,6 +151,23 @@ fn a_rejected_record_that_postgresql_refuses_stops_its_partition_only() {
         Raw::value("not JSON, and longer than ten bytes"),
         "small",
     );
+}
+
+/// A person gives the record up in Kafka, and nothing follows it: the partition no longer waits, and must not say so for ever.
+#[test]
+fn a_refused_record_that_is_deleted_from_the_log_is_a_recorded_gap_and_nothing_waits_any_more() {
+    let (topic, _ledger, relay) = under_way();
+    relay
+        .sql()
+        .batch_execute("alter table tx add constraint no_refunds check (transaction_id not like 'refund%')")
+        .expect("altered");
+    topic.write(1, vec!["refund-6".to_owned()]);
+    let stalled = || relay.metric("stalled{reason=\"partition\"}");
+    eventually("it is said", || stalled() == Some(1.0));
+    Admin::of(&bootstrap()).delete_records(&topic.name, 1, 11);
+    eventually("it is given up", || position(&relay, 1) == 11);
+    eventually("nothing waits", || stalled() == Some(0.0));
+    assert_eq!(gaps(&relay), [(1, 0, 10, 11, "retention".to_owned())]);
 }
 
 #[test]
@@ -180,6 +209,18 @@ fn a_value_beside_what_a_trigger_refuses_is_still_rejected_singly() {
     let batch = store.batch(candidates, Vec::new(), None);
     assert_eq!(store.find_unstorable(&batch), [2]);
     assert!(store.ingest(&batch).is_err_and(|error| matches!(error, StoreError::Value(_))));
+}
+
+/// Otherwise the batch would be tried for ever, without a look at Kafka.
+#[test]
+fn a_value_beside_what_a_unique_index_refuses_is_still_rejected_singly() {
+    let mut store = Store::new();
+    store.session.client().batch_execute("create unique index once on tx (payload)").expect("altered");
+    store.store(&[("known", "1")], None);
+    let mut candidates = store.records(&[("a", "0"), ("b", "1"), ("c", "3"), ("d", "4")]);
+    candidates[2].transaction_id = "c\0".to_owned();
+    let batch = store.batch(candidates, Vec::new(), None);
+    assert_eq!(store.find_unstorable(&batch), [2]);
 }
 
 /// Answers the first request for each path with what no database likes, and later ones with 200.
