@@ -101,3 +101,29 @@ comment on column pipeline.audit_at is 'Last step of the audit; after a minute w
 comment on column pipeline.audit_by is 'process.id of who does it.';
 comment on column pipeline.audit_whole_next is 'tx.id up to which the present pass over everything has come; null: none is under way.';
 comment on column pipeline.audit_whole_at is 'When a pass over everything last reached its end.';
+
+create table erased (
+  id bigint primary key,
+  erased_at timestamptz not null default now(),
+  who text not null,
+  reason text not null,
+  payload_sha256 bytea not null
+);
+comment on table erased is 'Transactions whose content a person erased: payload, key, headers and errors are null. Goes with its transaction.';
+comment on column erased.payload_sha256 is 'Of the payload that was: proves what it was, and finds its repeats.';
+
+alter table rejected
+  add column resolved_by text,
+  add column resolved_reason text,
+  add column became_id bigint,
+  add column erased_at timestamptz,
+  add column payload_sha256 bytea;
+comment on column rejected.became_id is 'The transaction that it became: that one has taken over the offset''s place, and this row is only its history.';
+comment on column rejected.payload_sha256 is 'Of the payload that was erased.';
+create index rejected_became on rejected (became_id) where became_id is not null;
+create index rejected_tx on rejected (tx_id) where tx_id is not null;
+create index duplicate_tx on duplicate (tx_id);
+
+-- For commands that look: rare rows, and block ranges by time. Neither is an index that a settle would feel.
+create index attempt_unknown on attempt (tx_id) where sent = 2;
+create index attempt_finished on attempt using brin (finished_at) with (autosummarize = on);

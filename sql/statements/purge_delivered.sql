@@ -15,6 +15,8 @@ with b as materialized (
     and not exists (select from resolved r where r.id = b.id)
 ), t as (
   delete from tx using g where tx.id = g.id returning 1
+), e as (
+  delete from erased e using g where e.id = g.id
 ), a as (
   delete from attempt a using g where a.tx_id = g.id returning a.outcome = 1 and not a.stale as delivered
 ), c as (

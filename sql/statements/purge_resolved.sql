@@ -10,6 +10,8 @@ with b as materialized (
     and not exists (select from dead x where x.id = b.id)
 ), t as (
   delete from tx using g where tx.id = g.id
+), e as (
+  delete from erased e using g where e.id = g.id
 ), a as (
   delete from attempt a using g where a.tx_id = g.id returning a.outcome = 1 and not a.stale as delivered
 ), r as (

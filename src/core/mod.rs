@@ -6,6 +6,7 @@
 pub mod backlog;
 pub mod backoff;
 pub mod clock;
+pub mod explain;
 pub mod fault;
 pub mod headers;
 pub mod idempotency;
@@ -13,6 +14,8 @@ pub mod identify;
 pub mod ledger;
 pub mod offsets;
 pub mod outcome;
+pub mod percentile;
 pub mod record;
 pub mod room;
 pub mod text;
+pub mod times;
