@@ -367,7 +367,8 @@ fn is_open(facts: &Facts, transaction: &Transaction, open: &Open) -> (Reason, St
     if open.leased && open.due_at > now {
         return in_hand(open, now);
     }
-    let lapsed = if open.leased { ", its lease ran out before its outcome was written" } else { "" };
+    let lapsed =
+        if open.leased { "; its lease ran out before its outcome was written, so nobody knows whether it was sent" } else { "" };
     if let Some(pause) = &facts.pause {
         let by = pause.by.as_ref().map_or_else(String::new, |by| format!(" by {by}"));
         let why = pause.reason.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
@@ -466,11 +467,13 @@ fn beside(transaction: &Transaction) -> String {
         1 => "; it came once more, byte for byte".to_owned(),
         n => format!("; it came {n} times more, byte for byte"),
     };
-    match transaction.conflicts {
-        (0, _) => {}
-        (n, Some(id)) => text
-            .push_str(&format!("; CONFLICT: {n} other records claim its id with other bytes, see `txrelay rejected show {id}`")),
-        (n, None) => text.push_str(&format!("; {n} other records claimed its id with other bytes and were resolved")),
+    let (n, open) = transaction.conflicts;
+    let records = if n == 1 { "another record".to_owned() } else { format!("{n} other records") };
+    match open {
+        _ if n == 0 => {}
+        Some(id) => text
+            .push_str(&format!("; CONFLICT: its id was given to {records} with other bytes, see `txrelay rejected show {id}`")),
+        None => text.push_str(&format!("; its id was given to {records} with other bytes, which a person has resolved")),
     }
     text
 }

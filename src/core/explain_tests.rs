@@ -192,9 +192,9 @@ fn what_is_finished_says_how() {
 #[test]
 fn a_conflict_is_said_whatever_became_of_the_transaction() {
     let conflict = of(|_, t| (t.delivered, t.conflicts) = (Some((at(11), 1)), (1, Some(5))));
-    check(conflict, Reason::Delivered, &["CONFLICT: 1 other record", "`txrelay rejected show 5`"]);
+    check(conflict, Reason::Delivered, &["CONFLICT: its id was given to another record", "`txrelay rejected show 5`"]);
     let resolved = of(|_, t| (t.delivered, t.conflicts) = (Some((at(11), 1)), (1, None)));
-    check(resolved, Reason::Delivered, &["were resolved"]);
+    check(resolved, Reason::Delivered, &["which a person has resolved"]);
 }
 
 #[test]

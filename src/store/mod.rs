@@ -37,7 +37,7 @@ pub use inspect::{PositionRow, ProcessRow, Status, status};
 pub use lease::{LeaseTime, Leased, Reservation, Room, Slot};
 pub use link::Link;
 pub use look::{AttemptRow, Content, Filter, ListRow, Page, RejectedRef, RepeatRow, ServerClock, Shown};
-pub use migrate::{SchemaState, grant, migrate, print_sql, reader_role, schema_state};
+pub use migrate::{SchemaState, eraser_role, grant, migrate, print_sql, reader_role, schema_state};
 pub use patience::Patience;
 pub use pool::Pool;
 pub use positions::{Gap, Position};
