@@ -26,7 +26,8 @@ fn with_rejected() -> (Topic, Ledger, Relay) {
 fn rejected_records_become_transactions_under_the_present_configuration_and_keep_their_places() {
     let (topic, ledger, mut relay) = with_rejected();
     assert_eq!(relay.stop().code(), Some(0));
-    relay.set("transaction.id=\"value:/id\"");
+    let rule = "[transaction]\nid = \"value:/id\"\n";
+    relay.edit(|config| format!("{config}{rule}"));
     let (code, out, said) = run(&relay, &["rejected", "retry", "--all", "--why", "id_missing", "--yes"], &[]);
     assert_eq!(code, Some(1), "one stays: {out}{said}");
     assert!(said.contains("3 rejected records, read from"), "{said}");
@@ -42,8 +43,9 @@ fn rejected_records_become_transactions_under_the_present_configuration_and_keep
     eventually("and settled", || relay.count("select count(*) from delivery") == 0);
     let source = |id: &str| ledger.requests(id)[0]["headers"]["txrelay-source"].clone();
     assert!(source("b-0").is_null() || source("b-0") == json!(format!("{}/0/5", topic.name)), "{}", source("b-0"));
-    // Read again after somebody set the position back, nothing has a second place.
+    // Read again under the old rule, after somebody set the position back, nothing has a second place.
     assert_eq!(relay.stop().code(), Some(0));
+    relay.edit(|config| config.replace(rule, ""));
     relay.sql().batch_execute("update consumer_position set next_offset = 0").expect("set back");
     relay.start();
     eventually("all is read again", || relay.count("select min(next_offset) from consumer_position") == 9);

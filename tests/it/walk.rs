@@ -69,7 +69,7 @@ fn payments_that_a_wrong_deploy_refused_are_found_explained_and_sent_again_as_th
     eventually("twelve are dead", || relay.count("select count(*) from dead") == 12);
     let at_rest = || {
         let (_, out, _) = run(&relay, &["status"], &[]);
-        out.contains(", 0 in flight: delivering") || out.contains(", 0 in flight")
+        out.contains(", 0 in flight: relaying")
     };
     eventually("nothing is in flight", at_rest);
     let mut steps = Vec::new();
