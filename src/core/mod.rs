@@ -9,6 +9,7 @@ pub mod clock;
 pub mod explain;
 pub mod fault;
 pub mod headers;
+pub mod hole;
 pub mod idempotency;
 pub mod identify;
 pub mod ledger;
