@@ -12,7 +12,7 @@ use super::{Exit, complain, json as values, look, printed, say, when};
 use crate::config::{Config, visible};
 use crate::core::identify::{Reason, check_id, identify};
 use crate::core::record::Record;
-use crate::store::{Became, RejectFilter, RejectedRow, Session, StoreError, Verdict};
+use crate::store::{Became, RejectFilter, ExportedRow, Session, StoreError, Verdict};
 
 /// Records of one transaction: each may be as large as Kafka allows, and is read to be looked at.
 const BATCH: usize = 20;
@@ -129,7 +129,7 @@ fn numbers(args: &ExportArgs, after: i64, page: usize) -> Vec<i64> {
     numbers
 }
 
-fn in_json(row: &RejectedRow) -> String {
+fn in_json(row: &ExportedRow) -> String {
     json!({
         "id": row.id, "topic": row.topic, "partition": row.partition, "incarnation": row.incarnation,
         "kafka_offset": row.kafka_offset, "reason": row.reason, "detail": row.detail,

@@ -41,7 +41,7 @@ pub use migrate::{SchemaState, eraser_role, grant, migrate, print_sql, reader_ro
 pub use patience::Patience;
 pub use pool::Pool;
 pub use positions::{Gap, Position};
-pub use reject_act::{Became, RejectFilter, RejectSummary, RejectedRow, Verdict};
+pub use reject_act::{Became, RejectFilter, RejectSummary, ExportedRow, Verdict};
 pub use retention::{DuplicatePlace, Purged};
 pub use session::{Role, Session, ensure_own_session};
 pub use settle::{Settled, Settlement, Tried};

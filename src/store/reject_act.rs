@@ -46,7 +46,7 @@ pub struct RejectSummary {
 
 /// A rejected record, whole.
 #[derive(Debug, Clone)]
-pub struct RejectedRow {
+pub struct ExportedRow {
     /// Its number.
     pub id: i64,
     /// Where it stands.
@@ -121,9 +121,9 @@ impl Session {
     }
 
     /// These rejected records, whole, by number.
-    pub fn rejected_rows(&mut self, ids: &[i64]) -> Result<Vec<RejectedRow>, StoreError> {
+    pub fn rejected_rows(&mut self, ids: &[i64]) -> Result<Vec<ExportedRow>, StoreError> {
         let statement = self.prepare(&REJECTED_ROWS)?;
-        let row = |row: &postgres::Row| RejectedRow {
+        let row = |row: &postgres::Row| ExportedRow {
             id: row.get(0),
             topic: row.get(1),
             partition: row.get(2),

@@ -17,6 +17,8 @@ fn a_list_of_five_million_begins_at_once_and_stays_small() {
     assert_eq!(run(&relay, &["migrate"], &[]).0, Some(0));
     let fill = format!(
         "insert into topic (name) values ('payments');
+         insert into consumer_position (topic, partition, next_offset, owner, epoch) values ('payments', 0, {ROWS} + 1, 1, 1);
+         insert into life (topic, partition, incarnation, first_offset) values ('payments', 0, 0, 1);
          insert into tx (id, transaction_id, topic_id, partition, incarnation, kafka_offset, received_at, payload)
          select n, 'p-' || n, 1, 0, 0, n, now() - interval '1 day' + n * interval '10 milliseconds', 'x' from generate_series(1, {ROWS}) n;
          insert into attempt (tx_id, n, outcome, http_status, sent) select n, 1, 1, 200, 1 from generate_series(1, {ROWS} - 1) n;
@@ -49,9 +51,9 @@ fn a_list_of_five_million_begins_at_once_and_stays_small() {
     // What is rare is found, and what is recent does not cost a look at everything.
     let began = Instant::now();
     assert_eq!(run(&relay, &["list", "--state", "pending"], &[]).1.lines().count(), 1);
-    let since = run(&relay, &["list", "--since", "10h"], &[]).1.lines().count() as i64;
+    let since = run(&relay, &["list", "--since", "12h"], &[]).1.lines().count() as i64;
     assert!((10_000..ROWS / 2).contains(&since), "{since}");
     let (code, said, _) = run(&relay, &["explain", "--at", "payments/0/1234567"], &[]);
-    assert!(code == Some(0) || said.contains("never read"), "{code:?} {said}");
+    assert!(code == Some(0) && said.contains("was delivered"), "an offset is found without an index over offsets: {code:?} {said}");
     eprintln!("list: first line fast, peak {most} kB; the rest in {:?}", began.elapsed());
 }
