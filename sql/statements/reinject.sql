@@ -1,5 +1,5 @@
 -- Rejected records ($1) become transactions with the ids $2, sorted by these, with their own places in Kafka; due now. By $3,
--- because $4; counter slot $5. Each transaction takes over its offset's place, and the rejected row, resolved, points at it.
+-- because $4; counter slot $5. The rejected row, resolved, points at the transaction and stays the offset's place.
 -- Ids that are there already are left alone. Returns who became one.
 with b as materialized (select nextval('batch_seq') as base),
 i as (

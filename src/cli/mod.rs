@@ -27,6 +27,8 @@ mod login;
 mod migrate;
 mod pages;
 mod pause;
+mod reconcile;
+mod rejected;
 mod rejected_act;
 mod run;
 mod show;
@@ -104,9 +106,8 @@ impl Command {
             Self::Retry(args) => act::retry(file, sets, args),
             Self::Resolve(args) => act::resolve(file, sets, args),
             Self::Erase(args) => erase::erase(file, sets, args),
-            Self::Rejected(Rejected::Export(args)) => rejected_act::export(file, sets, args),
-            Self::Rejected(Rejected::Retry(args)) => rejected_act::retry(file, sets, args),
-            Self::Rejected(Rejected::Resolve(args)) => rejected_act::resolve(file, sets, args),
+            Self::Rejected { command } => rejected::rejected(file, sets, command),
+            Self::Reconcile(args) => reconcile::reconcile(file, sets, args),
             Self::Pause(args) => pause::pause(file, sets, args),
             Self::Resume => pause::resume(file, sets),
             Self::Tail(args) => tail::tail(file, sets, args),
@@ -190,8 +191,14 @@ enum Command {
     /// schema's owner and members of the role SCHEMA_eraser.
     Erase(erase::EraseArgs),
     /// What could not become a transaction
-    #[command(subcommand)]
-    Rejected(Rejected),
+    Rejected {
+        #[command(subcommand)]
+        command: rejected::RejectedCommand,
+    },
+    /// Holds every offset that was read against PostgreSQL and Kafka, and names what is wrong
+    ///
+    /// Exit status 0 only if each offset is in one place and each transaction in one state. Reads only; the daemon may run.
+    Reconcile(reconcile::ReconcileArgs),
     /// Stops delivering; reading from Kafka goes on
     Pause(pause::PauseArgs),
     /// Goes on delivering
@@ -212,18 +219,6 @@ enum Command {
         /// Which one
         page: pages::Page,
     },
-}
-
-#[derive(Debug, Subcommand)]
-enum Rejected {
-    /// Prints rejected records whole, one JSON object a line
-    Export(rejected_act::ExportArgs),
-    /// Looks at rejected records again under the present configuration
-    ///
-    /// Those that have an id now become transactions with their own places in Kafka, due now.
-    Retry(rejected_act::RetryArgs),
-    /// Closes rejected records, or makes one a transaction under an id that a person gives it
-    Resolve(rejected_act::ResolveArgs),
 }
 
 const SHORT_AFTER: &str = "--help says more: examples, files, exit status.";

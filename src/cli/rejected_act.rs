@@ -12,7 +12,7 @@ use super::{Exit, complain, json as values, look, printed, say, when};
 use crate::config::{Config, visible};
 use crate::core::identify::{Reason, check_id, identify};
 use crate::core::record::Record;
-use crate::store::{Became, RejectFilter, ExportedRow, Session, StoreError, Verdict};
+use crate::store::{Became, ExportedRow, RejectFilter, Session, StoreError, Verdict};
 
 /// Records of one transaction: each may be as large as Kafka allows, and is read to be looked at.
 const BATCH: usize = 20;

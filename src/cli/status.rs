@@ -7,16 +7,19 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{Exit, look, say};
+use crate::core::ledger::Imbalances;
 use crate::core::times::rough;
 use crate::store::{ProcessRow, Status, status as read};
 
-/// One screen, or one JSON object. Exit status 1 when something stands still or a process is silent.
+/// One screen, or one JSON object. Exit status 1 when something stands still, is wrong, or a process is silent.
 pub(super) fn status(file: &Path, sets: &[String], as_json: bool) -> Exit {
     look(file, sets, "status", |config, session, _| {
         let status = read(session)?;
         let text = if as_json { in_json(&config.name, &status) } else { on_a_screen(&config.name, &status) };
         say(text.trim_end());
-        let all_well = !status.processes.is_empty() && status.processes.iter().all(|p| !p.is_silent() && p.stalled.is_empty());
+        let all_well = status.gauges.imbalances() == Imbalances::default()
+            && !status.processes.is_empty()
+            && status.processes.iter().all(|p| !p.is_silent() && p.stalled.is_empty());
         Ok(if all_well { Exit::Done } else { Exit::Failed })
     })
 }
@@ -35,6 +38,14 @@ fn on_a_screen(name: &str, status: &Status) -> String {
     }
     if let Some(age) = status.gauges.oldest_due_age {
         line("", format!("{} due", ago(age)));
+    }
+    for (equation, off) in status.gauges.imbalances().labelled() {
+        if off != 0 {
+            line("WRONG", format!("the ledger's equation \"{equation}\" is off by {off}: txrelay reconcile names what is wrong"));
+        }
+    }
+    for finding in &status.findings {
+        line("WRONG", finding.words());
     }
     if status.gauges.paused {
         line("paused", "delivering is paused".to_owned());
@@ -67,6 +78,8 @@ fn describe(process: &ProcessRow) -> String {
 fn in_json(name: &str, status: &Status) -> String {
     let states: serde_json::Map<String, serde_json::Value> =
         status.gauges.states().into_iter().map(|(state, n)| (state.to_owned(), n.into())).collect();
+    let imbalances: serde_json::Map<String, serde_json::Value> =
+        status.gauges.imbalances().labelled().into_iter().map(|(equation, off)| (equation.to_owned(), off.into())).collect();
     let process = |p: &ProcessRow| {
         json!({ "id": p.id, "host": p.host, "pid": p.pid, "version": p.version, "silent_seconds": p.silent,
             "in_flight": p.in_flight, "stalled": p.stalled, "status": p.status })
@@ -82,6 +95,8 @@ fn in_json(name: &str, status: &Status) -> String {
         "oldest_open_age_seconds": status.gauges.oldest_open_age,
         "oldest_due_age_seconds": status.gauges.oldest_due_age,
         "paused": status.gauges.paused,
+        "ledger_imbalance": imbalances,
+        "findings": status.findings.iter().map(crate::store::Finding::words).collect::<Vec<_>>(),
         "processes": status.processes.iter().map(process).collect::<Vec<_>>(),
         "positions": status.positions.iter().map(position).collect::<Vec<_>>(),
     })

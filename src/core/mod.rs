@@ -3,9 +3,11 @@
 //! Nothing here does I/O, reads a clock, draws a random number or logs: `now` and jitter are arguments. Every room may
 //! use this one, and it uses none.
 
+pub mod audit;
 pub mod backlog;
 pub mod backoff;
 pub mod clock;
+pub mod coverage;
 pub mod explain;
 pub mod fault;
 pub mod headers;

@@ -1,7 +1,7 @@
 //! What commands read.
 
 use super::sql::{ALL_POSITIONS, PROCESSES};
-use super::{Gauges, Session, StoreError};
+use super::{Finding, Gauges, Session, StoreError};
 
 /// One screen's worth.
 #[derive(Debug, Clone)]
@@ -12,6 +12,8 @@ pub struct Status {
     pub positions: Vec<PositionRow>,
     /// Processes that live, or went silent within a day.
     pub processes: Vec<ProcessRow>,
+    /// The first of what upkeep's audit has found wrong.
+    pub findings: Vec<Finding>,
 }
 
 /// A partition's position.
@@ -62,6 +64,7 @@ impl ProcessRow {
 /// Reads one screen's worth.
 pub fn status(session: &mut Session) -> Result<Status, StoreError> {
     let gauges = session.gauges()?;
+    let findings = session.findings(10)?;
     let (positions, processes) = (session.prepare(&ALL_POSITIONS)?, session.prepare(&PROCESSES)?);
     let position = |row: &postgres::Row| PositionRow {
         topic: row.get(0),
@@ -83,6 +86,7 @@ pub fn status(session: &mut Session) -> Result<Status, StoreError> {
     };
     Ok(Status {
         gauges,
+        findings,
         positions: session.client.query(&positions, &[])?.iter().map(position).collect(),
         processes: session.client.query(&processes, &[])?.iter().map(process).collect(),
     })

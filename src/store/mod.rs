@@ -4,6 +4,7 @@
 //! stand in `sql/statements/`, one a file; the schema in `sql/migrations/`. PostgreSQL's clock decides what is due.
 
 mod act;
+mod audit;
 mod claim;
 mod clock;
 mod connector;
@@ -20,6 +21,7 @@ mod patience;
 mod pool;
 mod positions;
 mod reject_act;
+mod rejected;
 mod retention;
 mod session;
 mod settle;
@@ -28,6 +30,7 @@ mod tail;
 mod upkeep;
 
 pub use act::{DeadFilter, DeadSummary, Found, Standing, Trace};
+pub use audit::{Finding, Moment, Turn};
 pub use claim::{Claimant, Claimed, Claims, Floor};
 pub use erase::{EraseStanding, Paused};
 pub use error::{ERROR_KINDS, StoreError};
@@ -41,8 +44,9 @@ pub use migrate::{SchemaState, eraser_role, grant, migrate, print_sql, reader_ro
 pub use patience::Patience;
 pub use pool::Pool;
 pub use positions::{Gap, Position};
-pub use reject_act::{Became, RejectFilter, RejectSummary, ExportedRow, Verdict};
-pub use retention::{DuplicatePlace, Purged};
+pub use reject_act::{Became, ExportedRow, RejectFilter, RejectSummary, Verdict};
+pub use rejected::{RejectedFilter, RejectedRecord, RejectedRow, Stored};
+pub use retention::{OffsetPlace, Purged};
 pub use session::{Role, Session, ensure_own_session};
 pub use settle::{Settled, Settlement, Tried};
 pub use sql::{CLAIM_LIMITS, Sql, all as statements};

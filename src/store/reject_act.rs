@@ -1,8 +1,9 @@
 //! What people do to rejected records: look at them again under the present rules, give them an id, close them.
 //!
-//! **The rule of accounting.** An offset has one place. While a rejected record is only that, its row is the place. Once it has
-//! become a transaction (`became_id`), the transaction is the place, with the record's own coordinates, and the rejected row is
-//! history: resolved, pointing at it, and no place any more. The counters stay flows: the record was read and rejected, and
+//! **The rule of accounting.** An offset has one place, and a rejected record's row is its place for good, also when it has become
+//! a transaction (`became_id`): that carries the record's coordinates and is no place. The audit goes forward and never
+//! takes back what it has settled. So retention counts a deleted transaction's offset only where no rejected row points at it,
+//! and keeps that row until the transaction has gone. The counters stay flows: the record was read and rejected, and
 //! the transaction counts as `reopened`, so both equations hold.
 
 use std::sync::Arc;

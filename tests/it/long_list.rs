@@ -54,6 +54,9 @@ fn a_list_of_five_million_begins_at_once_and_stays_small() {
     let since = run(&relay, &["list", "--since", "12h"], &[]).1.lines().count() as i64;
     assert!((10_000..ROWS / 2).contains(&since), "{since}");
     let (code, said, _) = run(&relay, &["explain", "--at", "payments/0/1234567"], &[]);
-    assert!(code == Some(0) && said.contains("was delivered"), "an offset is found without an index over offsets: {code:?} {said}");
+    assert!(
+        code == Some(0) && said.contains("was delivered"),
+        "an offset is found without an index over offsets: {code:?} {said}"
+    );
     eprintln!("list: first line fast, peak {most} kB; the rest in {:?}", began.elapsed());
 }

@@ -1,6 +1,7 @@
 //! Integration tests, one binary. Each test's name is a promise to a user; `make test` starts the services it needs.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod accounting;
 mod act;
 mod apart;
 mod backlog;
@@ -15,6 +16,7 @@ mod metrics;
 mod misuse;
 mod ops;
 mod postgresql;
+mod reconcile;
 mod rejected;
 mod relay;
 mod restart;
