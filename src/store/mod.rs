@@ -27,6 +27,7 @@ mod session;
 mod settle;
 mod sql;
 mod tail;
+mod timeline;
 mod upkeep;
 
 pub use act::{DeadFilter, DeadSummary, Found, Standing, Trace};
@@ -51,7 +52,8 @@ pub use session::{Role, Session, ensure_own_session};
 pub use settle::{Settled, Settlement, Tried};
 pub use sql::{CLAIM_LIMITS, Sql, all as statements};
 pub use tail::{HourCounts, TailRow};
-pub use upkeep::{Gauges, Heartbeat, Pulse, Registration, ensure_pipeline, ensure_server};
+pub use timeline::Timelines;
+pub use upkeep::{Gauges, Heartbeat, Predecessor, Pulse, Registered, Registration, ensure_pipeline, ensure_server};
 
 /// Number of this process in table `process`; holder of leases and owner of partitions.
 pub type ProcessId = i64;

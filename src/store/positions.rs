@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::sql::{BEGIN_POSITIONS, INSERT_GAP, MOVE_POSITION, OWN, POSITIONS, TOPIC_POSITIONS};
 use super::{ProcessId, Session, StoreError};
 use crate::core::record::TopicPartition;
+use crate::failpoint::failpoint;
 
 /// A partition's position as PostgreSQL holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +58,7 @@ impl Session {
         let statement = self.prepare(&BEGIN_POSITIONS)?;
         let (partitions, offsets): (Vec<i32>, Vec<i64>) = offsets.iter().copied().unzip();
         self.client.execute(&statement, &[&topic, &partitions, &offsets, &topic_id])?;
+        failpoint("step-began");
         Ok(())
     }
 
@@ -75,6 +77,7 @@ impl Session {
         let first: Vec<i64> = wanted.iter().map(|w| w.1).collect();
         let ids: Vec<Option<Uuid>> = wanted.iter().map(|w| w.2).collect();
         let rows = self.client.query(&statement, &[&topics, &numbers, &first, &ids, &process])?;
+        failpoint("step-owned");
         Ok(rows.iter().map(|row| position(row, &partitions)).collect())
     }
 
@@ -94,7 +97,10 @@ impl Session {
                 &[&topic, &from.at.partition, &gap.incarnation, &gap.from_offset, &gap.to_offset, &gap.reason],
             )?;
         }
-        Ok(transaction.commit()?)
+        failpoint("step-move-commit");
+        transaction.commit()?;
+        failpoint("step-moved");
+        Ok(())
     }
 }
 

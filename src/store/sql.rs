@@ -135,6 +135,7 @@ statements! {
     STATS_RECEIVED = "stats_received",
     SWEEP = "sweep",
     TAIL = "tail",
+    TIMELINE = "timeline",
     TOPIC_ID = "topic_id",
     TOPIC_POSITIONS = "topic_positions",
     TX_AT = "tx_at",
