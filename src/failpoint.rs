@@ -1,5 +1,7 @@
 //! Places where tests make a thread fail, hang, or the whole process die. Builds for use have none.
 
+use std::time::Duration;
+
 /// Each step of a transaction's way at which a test kills the process as kill -9 does, and what is done by then.
 /// (`thread-NAME` are the others: one a thread, in its loop.)
 pub const STEPS: [(&str, &str); 26] = [
@@ -43,4 +45,14 @@ pub fn failpoint(name: &str) {
     });
     #[cfg(not(feature = "failpoints"))]
     let _ = name;
+}
+
+/// How long something waits: `usual`, or what a test says in milliseconds (`name=return(500)`).
+#[inline]
+pub fn time(name: &str, usual: Duration) -> Duration {
+    #[cfg(feature = "failpoints")]
+    fail::fail_point!(name, |ms| ms.and_then(|ms| ms.parse().ok()).map_or(usual, Duration::from_millis));
+    #[cfg(not(feature = "failpoints"))]
+    let _ = name;
+    usual
 }

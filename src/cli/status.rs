@@ -17,7 +17,8 @@ pub(super) fn status(file: &Path, sets: &[String], as_json: bool) -> Exit {
         let status = read(session)?;
         let text = if as_json { in_json(&config.name, &status) } else { on_a_screen(&config.name, &status) };
         say(text.trim_end());
-        let all_well = status.gauges.imbalances() == Imbalances::default()
+        let all_well = status.schema_fault.is_none()
+            && status.gauges.imbalances() == Imbalances::default()
             && !status.processes.is_empty()
             && status.processes.iter().all(|p| !p.is_silent() && p.stalled.is_empty());
         Ok(if all_well { Exit::Done } else { Exit::Failed })
@@ -49,6 +50,9 @@ fn on_a_screen(name: &str, status: &Status) -> String {
     }
     if status.gauges.paused {
         line("paused", "delivering is paused".to_owned());
+    }
+    if let Some(fault) = &status.schema_fault {
+        line("schema", fault.clone());
     }
     for process in &status.processes {
         line("process", describe(process));
@@ -97,6 +101,7 @@ fn in_json(name: &str, status: &Status) -> String {
         "paused": status.gauges.paused,
         "ledger_imbalance": imbalances,
         "findings": status.findings.iter().map(crate::store::Finding::words).collect::<Vec<_>>(),
+        "schema_fault": status.schema_fault,
         "processes": status.processes.iter().map(process).collect::<Vec<_>>(),
         "positions": status.positions.iter().map(position).collect::<Vec<_>>(),
     })

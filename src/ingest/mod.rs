@@ -5,7 +5,11 @@
 
 mod assign;
 mod batch;
+mod check;
 mod consumer;
+mod damage;
 mod persist;
+mod proof;
+mod refused;
 
 pub use consumer::{Consumer, OpenSource, Parts as ConsumerParts};

@@ -1,5 +1,6 @@
 //! Committing a batch, and what to do when it is not known whether it was committed.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::batch::{Extents, extents, offsets_of, sort_out};
@@ -10,7 +11,7 @@ use crate::core::record::{Record, TopicPartition};
 use crate::failpoint::failpoint;
 use crate::ops::pulse;
 use crate::source::{MessageSource, Polled};
-use crate::store::{Advance, Batch, Ingested, Leased, Position, Reservation, StoreError};
+use crate::store::{Advance, Batch, Ingested, Leased, Reservation, StoreError};
 
 /// After so long without PostgreSQL everything is paused, and the source is polled only to stay in its group (well before
 /// max.poll.interval.ms, 300 s). Pausing earlier would throw fetched records away for nothing.
@@ -22,6 +23,16 @@ struct Pending {
     began: Instant,
     reservation: Option<Reservation>,
 }
+
+/// What became of a batch.
+enum Persisted {
+    Done(Ingested),
+    /// Nothing was stored: PostgreSQL refuses something in it that cannot be rejected singly.
+    Refused(StoreError),
+}
+
+/// For so long "the next try draws another number" is believed (sequences that went back with a stale replica).
+const TAKEN: Duration = Duration::from_secs(30);
 
 /// What became of one try.
 enum Tried {
@@ -35,37 +46,69 @@ impl Consumer {
     /// Commits what was read, and moves quiet partitions over markers. `None`: done.
     pub(super) fn commit(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
         let records = self.reading.take();
+        // After the batch's last poll.
+        let reached = source.positions().into_iter().collect();
+        self.commit_records(source, records, &reached)
+    }
+
+    /// Commits these records. `reached`: where each partition was read to, markers and aborted records included.
+    pub(super) fn commit_records(
+        &mut self,
+        source: &mut dyn MessageSource,
+        records: Vec<Record>,
+        reached: &HashMap<TopicPartition, i64>,
+    ) -> Option<Leave> {
         let extents = extents(&records);
-        let advances = match self.advances(source, &records, &extents) {
+        let mut advances = match self.advances(&records, &extents, reached) {
             Ok(advances) if advances.is_empty() => return None,
             Ok(advances) => advances,
             Err(leave) => return Some(leave),
         };
+        if let Err(leave) = self.prove(&mut advances) {
+            return Some(leave);
+        }
         let incarnation = |at: &TopicPartition| {
             self.held.get(at).and_then(|held| held.position.as_ref()).map_or(0, |position| position.incarnation)
         };
         let config = self.config.get();
         let (candidates, rejects) = sort_out(records, &config.transaction_id, config.kafka.record_max, incarnation);
-        let mut pending =
-            Pending { batch: Batch { candidates, rejects, advances, lease: None }, began: Instant::now(), reservation: None };
         failpoint("step-fetched");
-        let done = match self.persist(source, &mut pending) {
-            Ok(done) => done,
-            Err(leave) => return Some(leave),
-        };
-        self.settle_in(source, pending, done);
-        None
+        match self.store_batch(source, Batch { candidates, rejects, advances, lease: None }) {
+            Ok(None) => None,
+            Ok(Some((batch, _))) => self.store_by_partition(source, batch).err(),
+            Err(leave) => Some(leave),
+        }
+    }
+
+    /// Commits a batch and hands its rows over; or returns it with the words in which PostgreSQL refuses it.
+    pub(super) fn store_batch(
+        &mut self,
+        source: &mut dyn MessageSource,
+        batch: Batch,
+    ) -> Result<Option<(Batch, StoreError)>, Leave> {
+        let mut pending = Pending { batch, began: Instant::now(), reservation: None };
+        Ok(match self.persist(source, &mut pending)? {
+            Persisted::Done(done) => {
+                self.settle_in(source, pending, done);
+                None
+            }
+            Persisted::Refused(why) => Some((pending.batch, why)),
+        })
     }
 
     /// Where each partition of the batch will stand: the source's position after the batch's last poll, which lies behind
     /// markers and aborted records.
-    fn advances(&mut self, source: &mut dyn MessageSource, records: &[Record], extents: &Extents) -> Result<Vec<Advance>, Leave> {
-        let mut reached: std::collections::HashMap<TopicPartition, i64> = source.positions().into_iter().collect();
+    fn advances(
+        &self,
+        records: &[Record],
+        extents: &Extents,
+        reached: &HashMap<TopicPartition, i64>,
+    ) -> Result<Vec<Advance>, Leave> {
         let mut advances = Vec::new();
         for (at, held) in &self.held {
             let Some(position) = &held.position else { continue };
             let (n, last) = extents.get(at).copied().unwrap_or((0, position.next_offset - 1));
-            let new = reached.remove(at).unwrap_or(last + 1);
+            let new = reached.get(at).copied().unwrap_or(last + 1);
             if new <= last {
                 return Err(Leave::Rebuild(format!(
                     "the client stands at {new} of {}/{}, behind record {last}",
@@ -95,24 +138,30 @@ impl Consumer {
         Ok(advances)
     }
 
-    fn persist(&mut self, source: &mut dyn MessageSource, pending: &mut Pending) -> Result<Ingested, Leave> {
+    fn persist(&mut self, source: &mut dyn MessageSource, pending: &mut Pending) -> Result<Persisted, Leave> {
         let first = Instant::now();
         let mut paused = false;
+        let mut taken_since = None;
         // Whether the last try may have been committed without our knowing.
         let mut in_doubt = false;
         let done = loop {
             pulse::at("writing records", pulse::REMOTE);
             let tried = if in_doubt { self.look_after_lost_commit(pending)? } else { self.try_once(pending) };
             match tried {
-                Tried::Done(done) => break done,
+                Tried::Done(done) => break Persisted::Done(done),
                 Tried::NotDone => {
                     in_doubt = false;
                     continue;
                 }
                 Tried::Failed(StoreError::Fenced(why)) => return Err(Leave::Rebuild(why)),
-                Tried::Failed(StoreError::Value(why)) => {
-                    self.set_aside(pending, &why)?;
-                    continue;
+                Tried::Failed(error) if error.is_about_rows() => match self.set_aside(pending, error)? {
+                    None => continue,
+                    Some(refused) => break Persisted::Refused(refused),
+                },
+                Tried::Failed(error @ StoreError::Taken(_))
+                    if taken_since.get_or_insert_with(Instant::now).elapsed() >= TAKEN =>
+                {
+                    break Persisted::Refused(error);
                 }
                 Tried::Failed(error) => {
                     in_doubt |= matches!(error, StoreError::Connection(_));
@@ -191,24 +240,27 @@ impl Consumer {
         Ok(Tried::Done(Ingested { new: rows, ..Ingested::default() }))
     }
 
-    /// PostgreSQL refuses some value of the batch: whose it is is found by halving, and that record is rejected.
-    fn set_aside(&mut self, pending: &mut Pending, why: &str) -> Result<(), Leave> {
+    /// PostgreSQL refuses something in the batch. Where it is some transaction's value, that record is found by halving and
+    /// will be stored as rejected; anything else is returned.
+    fn set_aside(&mut self, pending: &mut Pending, why: StoreError) -> Result<Option<StoreError>, Leave> {
+        self.metrics.postgres_errors_total.with_label_values(&[why.kind()]).inc();
+        let StoreError::Value(words) = &why else { return Ok(Some(why)) };
         let (writer, topics) = (self.writer(), &self.topics);
         let refused = match self.link.run(|session| session.find_unstorable(writer, topics, &pending.batch)) {
             Ok(refused) => refused,
             Err(error) => {
                 self.store_trouble(&error);
-                return if self.stop.wait(self.link.pause(rand::random())) { Err(Leave::Stop) } else { Ok(()) };
+                return if self.stop.wait(self.link.pause(rand::random())) { Err(Leave::Stop) } else { Ok(None) };
             }
         };
         if refused.is_empty() {
-            // Not a transaction's value: perhaps one of a rejected record. Nothing is skipped; a person has to look.
-            self.store_trouble(&StoreError::Value(why.to_owned()));
-            return if self.stop.wait(Duration::from_secs(1)) { Err(Leave::Stop) } else { Ok(()) };
+            return Ok(Some(why));
         }
-        log::error!(records = refused.len(); "PostgreSQL refuses {} records ({why}); they are kept as rejected", refused.len());
-        pending.batch.set_aside(&refused, why);
-        Ok(())
+        if let Some(note) = self.throttle.admit("unstorable", Instant::now()) {
+            log::error!(records = refused.len(); "PostgreSQL refuses {} records ({words}); they are kept as rejected{note}", refused.len());
+        }
+        pending.batch.set_aside(&refused, words);
+        Ok(None)
     }
 
     /// Polls with everything paused, so that the group keeps this process. A record that comes all the same cannot be kept
@@ -245,15 +297,20 @@ impl Consumer {
         let reached: Vec<(TopicPartition, i64)> =
             batch.advances.iter().map(|advance| (advance.at.clone(), advance.new)).collect();
         for advance in &batch.advances {
-            if let Some(Position { next_offset, .. }) = self.held.get_mut(&advance.at).and_then(|held| held.position.as_mut()) {
-                *next_offset = advance.new;
+            let skipped = offsets::count(&advance.skipped);
+            if let Some(position) = self.held.get_mut(&advance.at).and_then(|held| held.position.as_mut()) {
+                position.next_offset = advance.new;
+                position.skipped += skipped;
             }
             let labels = [&*advance.at.topic, &advance.at.partition.to_string()];
             self.metrics.kafka_position.with_label_values(&labels).set(advance.new);
-            self.metrics.skipped_offsets_total.with_label_values(&labels[..1]).inc_by(offsets::count(&advance.skipped) as u64);
+            self.metrics.skipped_offsets_total.with_label_values(&labels[..1]).inc_by(skipped as u64);
+            let lost = self.metrics.gap_records_total.with_label_values(&[labels[0], "unexplained"]);
+            lost.inc_by(offsets::count(&advance.unexplained) as u64);
         }
         failpoint("step-handed-over");
         source.store(&reached);
+        reached.iter().for_each(|(at, _)| self.taken_again(at));
     }
 
     fn hand_over(

@@ -228,3 +228,15 @@ pub trait MessageSource {
 pub fn open(kafka: &config::Kafka, instance: Option<&str>) -> Result<Box<dyn MessageSource>, SourceError> {
     Ok(Box::new(librdkafka::Librdkafka::open(kafka, instance)?))
 }
+
+/// How many records and bytes of one partition the source may have in hand without having returned them.
+#[cfg(feature = "librdkafka")]
+pub fn prefetched(kafka: &config::Kafka) -> (usize, usize) {
+    librdkafka::prefetched(kafka)
+}
+
+/// How long the group keeps the place of a member that has gone without a word.
+#[cfg(feature = "librdkafka")]
+pub fn session_timeout(kafka: &config::Kafka) -> Duration {
+    librdkafka::session_timeout(kafka)
+}

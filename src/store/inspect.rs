@@ -1,7 +1,7 @@
 //! What commands read.
 
 use super::sql::{ALL_POSITIONS, PROCESSES};
-use super::{Finding, Gauges, Session, StoreError};
+use super::{Finding, Gauges, Session, StoreError, altered};
 
 /// One screen's worth.
 #[derive(Debug, Clone)]
@@ -14,6 +14,8 @@ pub struct Status {
     pub processes: Vec<ProcessRow>,
     /// The first of what upkeep's audit has found wrong.
     pub findings: Vec<Finding>,
+    /// What was altered in the schema by hand, in words.
+    pub schema_fault: Option<String>,
 }
 
 /// A partition's position.
@@ -63,7 +65,10 @@ impl ProcessRow {
 
 /// Reads one screen's worth.
 pub fn status(session: &mut Session) -> Result<Status, StoreError> {
-    let gauges = session.gauges()?;
+    let faults = session.schema_faults()?;
+    let schema_fault = (!faults.is_empty()).then(|| altered(&faults));
+    // What was altered may be what is asked for.
+    let gauges = session.gauges().map_err(|error| schema_fault.clone().map_or(error, StoreError::Other))?;
     let findings = session.findings(10)?;
     let (positions, processes) = (session.prepare(&ALL_POSITIONS)?, session.prepare(&PROCESSES)?);
     let position = |row: &postgres::Row| PositionRow {
@@ -85,6 +90,7 @@ pub fn status(session: &mut Session) -> Result<Status, StoreError> {
         status: row.get(7),
     };
     Ok(Status {
+        schema_fault,
         gauges,
         findings,
         positions: session.client.query(&positions, &[])?.iter().map(position).collect(),

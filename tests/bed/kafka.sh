@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # One Apache Kafka broker (KRaft, broker and controller in one process) in DIR on free loopback ports.
-#   kafka.sh up DIR [--version V] [--set k=v]...     gets the jars if needed, starts, prints the bootstrap address
+#   kafka.sh up DIR [--version V] [--set k=v]... [--join OTHER]
+#                                                    gets the jars if needed, starts, prints the bootstrap address;
+#                                                    --join: one more broker of the cluster whose first is in OTHER
 #   kafka.sh down DIR                                stops it; the data stay
 #   kafka.sh kill9 DIR                               kill -9
 #   kafka.sh start DIR                               the same broker again, same ports, same data
@@ -78,7 +80,21 @@ broker.session.timeout.ms=3000
 controller.quorum.election.timeout.ms=1000
 CONF
   [ "${#sets[@]}" = 0 ] || printf '%s\n' "${sets[@]}" >>"$dir/server.properties"
-  timeout 60 "$java" "${jvm[@]}" -Xmx128m -cp "$libs/*" kafka.tools.StorageTool format "--cluster-id=$cluster" \
+  format "$cluster"
+}
+join() { # beside the one in $other: its version, settings and cluster, no controller of its own
+  local n=2 port cluster
+  port=$(free_port)
+  cluster=$(sed -n 's/^cluster.id=//p' "$other/data/meta.properties")
+  until mkdir "$other/node-$n" 2>/dev/null; do n=$((n + 1)); done
+  mkdir -p "$dir"
+  sed -e "s/^process.roles=.*/process.roles=broker/" -e "s/^node.id=.*/node.id=$n/" -e "s|^log.dirs=.*|log.dirs=$dir/data|" \
+    -e "s|^listeners=.*|listeners=PLAINTEXT://127.0.0.1:$port|" -e "s|^advertised.listeners=.*|advertised.listeners=PLAINTEXT://127.0.0.1:$port|" \
+    "$other/server.properties" >"$dir/server.properties"
+  format "$cluster"
+}
+format() { # CLUSTER
+  timeout 60 "$java" "${jvm[@]}" -Xmx128m -cp "$libs/*" kafka.tools.StorageTool format "--cluster-id=$1" \
     "--config=$dir/server.properties" >"$dir/format.log" 2>&1 || { tail -n 20 "$dir/format.log" >&2; die "formatting failed"; }
   printf 'version=%s\nport=%s\n' "$version" "$port" >"$dir/state"
 }
@@ -101,22 +117,28 @@ cmd=${1:-help}
 case $cmd in
   fetch) fetch "${2:-$newest}"; exit ;;
   up | down | kill9 | start | env | tool) ;;
-  *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 dir=${2:?folder}
 shift 2
 [ "${dir#/}" != "$dir" ] || dir=$PWD/$dir
-version=$newest sets=()
+version=$newest sets=() other=
 if [ "$cmd" = up ]; then
   while [ $# -gt 0 ]; do
     case $1 in
       --version) version=${2:?version}; shift 2 ;;
+      --join) other=${2:?folder}; shift 2 ;;
       --set) sets+=("${2:?k=v}"); shift 2 ;;
       *) die "unknown option $1" ;;
     esac
   done
   have "$java" || die "no java: run tests/bed/setup.sh"
-  if [ ! -s "$dir/state" ]; then fetch "$version"; configure; fi
+  if [ ! -s "$dir/state" ]; then 
+    # shellcheck source=/dev/null
+    [ -z "$other" ] || version=$(. "$other/state" && printf %s "$version")
+    fetch "$version"
+    if [ -n "$other" ]; then join; else configure; fi
+  fi
 fi
 [ -s "$dir/state" ] || die "$dir holds no broker; run kafka.sh up first"
 # shellcheck source=/dev/null

@@ -73,6 +73,9 @@ const LOOKS: &[&[&str]] = &[
     &["tail", "--since", "2026-01-31T08:00:02Z", "--limit", "1", "--json"],
     &["stats", "--since", "2026-01-31T08:00:00Z", "--until", "2026-01-31T09:30:00Z"],
     &["stats", "--since", "2026-01-31T09:00:00Z", "--until", "2026-01-31T09:30:00Z", "--json"],
+    &["rejected", "list"],
+    &["rejected", "list", "--json", "--why", "unreadable"],
+    &["rejected", "show", "1"],
     &["rejected", "export", "--all"],
     &["rejected", "export", "--all", "--why", "id_missing"],
     &["rejected", "export", "2", "--raw"],
@@ -198,6 +201,24 @@ fn every_command_says_what_the_golden_file_says_while_no_daemon_runs() {
     assert_eq!(relay.count(acts), 9);
 }
 
+#[test]
+fn explain_names_the_gate_that_is_shut_and_when_it_is_tried_next() {
+    let relay = Relay::new("payments", "http://127.0.0.1:1/", "");
+    prepared(&relay);
+    let shut = "update process set gate_open = false, gate_why = '20 failures in a row, HTTP 503', gate_since = '2026-01-31T08:00:00Z', \
+         next_probe_at = now() + interval '5 minutes' where id = 7";
+    relay.sql().batch_execute(shut).expect("shut");
+    let (code, out, said) = run(&relay, &["explain", "due", "--json"], &[]);
+    assert!(code == Some(0) && out.contains("\"reason\":\"gate_shut\""), "{out}{said}");
+    for words in ["shut since 2026-01-31T08:00:00Z", "20 failures in a row, HTTP 503", "the next probe is sent in 4 min"] {
+        assert!(out.contains(words), "{words}: {out}");
+    }
+    // Another process whose gate is open delivers it.
+    let other = "insert into process (host, pid, version, lease_ms, started_at, seen_at) values ('vm-3', 1, '0.1.0', 60000, now(), now() + interval '10 minutes')";
+    relay.sql().batch_execute(other).expect("another");
+    assert!(run(&relay, &["explain", "due"], &[]).1.starts_with("due is due since"));
+}
+
 /// Every key of the JSON is in the list of docs/commands.md.
 #[test]
 fn the_names_of_the_json_are_documented() {
@@ -213,6 +234,9 @@ fn the_names_of_the_json_are_documented() {
         &["tail", "--since", "2026-01-31T08:00:00Z", "--limit", "1", "--json"],
         &["stats", "--since", "2026-01-31T09:00:00Z", "--until", "2026-01-31T09:30:00Z", "--json"],
         &["rejected", "export", "--all"],
+        &["rejected", "list", "--json"],
+        &["rejected", "show", "1", "--json"],
+        &["reconcile", "--json"],
     ] {
         let (_, out, said) = run(&relay, args, &[]);
         for line in out.lines() {

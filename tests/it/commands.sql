@@ -6,6 +6,7 @@ insert into process (id, host, pid, version, lease_ms, started_at, seen_at) over
 insert into process (id, host, pid, version, lease_ms, started_at, seen_at, ended_at) overriding system value values
   (6, 'vm-2', 4712, '0.1.0', 60000, '2026-01-31T07:00Z', '2026-01-31T07:59Z', '2026-01-31T07:59Z');
 insert into consumer_position (topic, partition, next_offset, owner, epoch, updated_at) values ('payments', 0, 100, 7, 1, now());
+insert into counter (slot, name, n) values (3, 1, 20), (3, 2, 16), (3, 3, 1), (3, 4, 3), (3, 5, 4), (3, 6, 2), (3, 7, 1);
 insert into life (topic, partition, incarnation, first_offset) values ('payments', 0, 0, 10);
 insert into purged (topic, partition, incarnation, to_offset, offsets) values ('payments', 0, 0, 15, 3);
 insert into known_gap (topic, partition, incarnation, from_offset, to_offset, reason) values ('payments', 0, 0, 15, 18, 'retention');

@@ -50,9 +50,35 @@ fn rejected_records_become_transactions_under_the_present_configuration_and_keep
     relay.start();
     eventually("all is read again", || relay.count("select min(next_offset) from consumer_position") == 9);
     assert_eq!(relay.count("select count(*) from tx"), 7);
+    // Upkeep's audit, and one over everything, find each offset in one place.
+    let audited = "select (audited_id >= (select max(id) from tx))::int::bigint from pipeline";
+    eventually("the audit has come so far", || relay.count(audited) == 1);
+    let (code, out, said) = run(&relay, &["reconcile", "--full"], &[]);
+    assert_eq!(code, Some(0), "{out}{said}");
+    assert_eq!(relay.count("select count(*) from audit_finding"), 0);
     assert_eq!(relay.stop().code(), Some(0));
     relay.balanced();
     assert_eq!(run(&relay, &["rejected", "retry", "1"], &[]).0, Some(1), "it is resolved already");
+}
+
+#[test]
+fn retention_takes_a_record_and_the_transaction_that_it_became_and_counts_one_offset() {
+    let (_topic, ledger, mut relay) = with_rejected();
+    assert_eq!(run(&relay, &["rejected", "resolve", "1", "--as-id", "b-0", "--reason", "renamed"], &[]).0, Some(0));
+    eventually("it is delivered and settled", || ledger.count("accepted") == 6 && relay.count("select count(*) from delivery") == 0);
+    assert_eq!(relay.stop().code(), Some(0));
+    let old = "update tx set received_at = received_at - interval '99 days'; \
+         update attempt set finished_at = finished_at - interval '99 days'; \
+         update rejected set resolved_at = resolved_at - interval '99 days'; update pipeline set retention_ended_at = null";
+    relay.sql().batch_execute(old).expect("aged");
+    relay.start();
+    eventually("the transactions go", || relay.count("select count(*) from tx") == 0);
+    // The record goes in the same pass or the next, and never before its transaction.
+    relay.sql().batch_execute("update pipeline set retention_ended_at = null").expect("again");
+    eventually("and so does the record", || relay.count("select count(*) from rejected") == 3);
+    assert_eq!(relay.stop().code(), Some(0));
+    relay.balanced();
+    assert_eq!(relay.count("select sum(offsets)::bigint from purged"), 6);
 }
 
 #[test]
