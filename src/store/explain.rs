@@ -10,7 +10,9 @@ use super::sql::{
     SHOW_ATTEMPTS, TX_AT,
 };
 use super::{Session, StoreError};
-use crate::core::explain::{Act, Attempt, Dead, Facts, Holder, Open, Pause, Place, Reached, Rejected, Transaction as Stored};
+use crate::core::explain::{
+    Act, Attempt, Dead, Facts, Gate, Holder, Open, Pause, Place, Reached, Rejected, Transaction as Stored,
+};
 
 /// A place in Kafka, as a person names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +76,7 @@ impl Session {
             mentions,
             read_to,
             pause,
-            gate: None,
+            gate: gate(&row),
             processes: row.get(5),
             last_heard: row.get(6),
             give_up_after,
@@ -131,6 +133,13 @@ fn stored(snapshot: &mut Transaction<'_>, s: &Statements, transaction_id: &str) 
         duplicates: claims.get(0),
         conflicts: (claims.get(1), claims.get(2)),
     }))
+}
+
+/// Of `explain_pipeline`: shut where no process's gate is open.
+fn gate(row: &Row) -> Option<Gate> {
+    row.get::<_, Option<bool>>(7)?;
+    let why: Option<String> = row.get(9);
+    Some(Gate { since: row.get(8), why: why.unwrap_or_else(|| "the service fails".to_owned()), next_probe_at: row.get(10) })
 }
 
 fn open(row: &Row) -> Option<Open> {

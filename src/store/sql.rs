@@ -45,6 +45,7 @@ statements! {
     BEGIN_POSITIONS = "begin_positions",
     BURY = "bury",
     CLAIM = "claim",
+    CLAIM_PROBE = "claim_probe",
     CLOCK = "clock",
     CLOCK_AHEAD = "clock_ahead",
     CLOCK_BACK = "clock_back",

@@ -65,7 +65,9 @@ fn rejected_records_become_transactions_under_the_present_configuration_and_keep
 fn retention_takes_a_record_and_the_transaction_that_it_became_and_counts_one_offset() {
     let (_topic, ledger, mut relay) = with_rejected();
     assert_eq!(run(&relay, &["rejected", "resolve", "1", "--as-id", "b-0", "--reason", "renamed"], &[]).0, Some(0));
-    eventually("it is delivered and settled", || ledger.count("accepted") == 6 && relay.count("select count(*) from delivery") == 0);
+    eventually("it is delivered and settled", || {
+        ledger.count("accepted") == 6 && relay.count("select count(*) from delivery") == 0
+    });
     assert_eq!(relay.stop().code(), Some(0));
     let old = "update tx set received_at = received_at - interval '99 days'; \
          update attempt set finished_at = finished_at - interval '99 days'; \
