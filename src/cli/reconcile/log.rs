@@ -75,7 +75,7 @@ pub(super) fn ask(config: &Config, audit: &Audit, moment: &Moment, everything: b
     for (life, (topic_id, is_read)) in moment.lives.iter().zip(&moment.logs) {
         let Some(topic) = topics.iter().find(|topic| topic.topic == life.id.topic).filter(|_| *is_read) else { continue };
         let at = TopicPartition { topic: life.id.topic.clone(), partition: life.id.partition };
-        if !topic.partitions.is_some_and(|n| life.id.partition < n) {
+        if topic.partitions.is_none_or(|n| life.id.partition >= n) {
             let words = "the topic has no such partition any more: it was deleted, perhaps created again".to_owned();
             logs.wrong("topic_gone", life, life.position..life.position, words);
             continue;
