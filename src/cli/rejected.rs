@@ -6,7 +6,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Exit, complain, look, rejected_act, say};
+use super::{Exit, complain, json as values, look, rejected_act, say};
+use crate::config::visible;
 use crate::core::identify::Reason;
 use crate::core::times::absolute;
 use crate::store::{RejectedFilter, RejectedRecord, RejectedRow, Session, StoreError, Stored};
@@ -127,6 +128,15 @@ fn on_a_screen(record: &RejectedRecord) -> String {
         line("", detail);
     }
     line("closed", &row.resolved_at.map_or_else(|| "no".to_owned(), absolute));
+    if let Some((who, why)) = &record.closed_by {
+        line("", &format!("by {who}: {why}"));
+    }
+    if let Some(became) = &record.became {
+        line("became", &format!("transaction {}", visible(became)));
+    }
+    if let Some((at, sha)) = &record.erased {
+        line("erased", &format!("{}, SHA-256 of the value {}", absolute(*at), values::hex(sha)));
+    }
     line("key", &record.key.as_deref().map_or_else(|| "null".to_owned(), text));
     if let Some(headers) = &record.headers {
         line("headers", &headers.to_string());
@@ -184,6 +194,11 @@ fn record_in_json(record: &RejectedRecord) -> Value {
     let value = |bytes: Option<&[u8]>| {
         bytes.map(|bytes| json!({ "sha256": hash(bytes), "text": std::str::from_utf8(bytes).ok(), "hex": hex(bytes) }))
     };
+    out["closed_by"] = record.closed_by.as_ref().map(|(who, _)| who.clone()).into();
+    out["closed_reason"] = record.closed_by.as_ref().map(|(_, why)| why.clone()).into();
+    out["became"] = record.became.clone().into();
+    out["erased_at"] = record.erased.as_ref().map(|(at, _)| absolute(*at)).into();
+    out["payload_sha256"] = record.erased.as_ref().map(|(_, sha)| values::hex(sha)).into();
     out["key"] = value(record.key.as_deref()).into();
     out["headers"] = record.headers.clone().into();
     out["value"] = value(record.payload.as_deref()).into();

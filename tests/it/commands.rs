@@ -100,6 +100,7 @@ const ACTS: &[&[&str]] = &[
     &["explain", "misnamed"],
     &["show", "misnamed"],
     &["explain", "--at", "payments/0/52"],
+    &["rejected", "show", "2"],
     &["rejected", "resolve", "1", "3", "--reason", "a test", "--yes"],
     &["erase", "conflict", "--reason", "request 18"],
     &["rejected", "export", "1"],
