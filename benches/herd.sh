@@ -55,7 +55,7 @@ if [ "${HERD_POISON:-1}" != 0 ]; then
   export HERD_AT_ONCE=1
   for n in 1 2; do
     poison() { # NAME RULES
-      herd "poison-$1-$n" none --count 40000 --rate 0 --outage 0s --after 1s --capacity 0 --latency-ms 5 --rules "$2"
+      herd "poison-$1-$n" none --count 40000 --rate 0 --outage 0s --after 12s --capacity 0 --latency-ms 5 --rules "$2"
     }
     poison none '[]'
     poison 400 '[{"status":400,"share":0.001,"sticky":true}]'
