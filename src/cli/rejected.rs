@@ -129,7 +129,7 @@ fn on_a_screen(record: &RejectedRecord) -> String {
     }
     line("closed", &row.resolved_at.map_or_else(|| "no".to_owned(), absolute));
     if let Some((who, why)) = &record.closed_by {
-        line("", &format!("by {who}: {why}"));
+        line("", &visible(&format!("by {who}: {why}")));
     }
     if let Some(became) = &record.became {
         line("became", &format!("transaction {}", visible(became)));
