@@ -15,6 +15,7 @@ use crate::core::gate::suspects;
 use crate::deliver::{Acceptances, Claimer, Fill, Flow, Permits, Settler, Worker};
 use crate::downstream::Service;
 use crate::ingest::{Consumer, ConsumerParts};
+use crate::ops::certificates::Certificates;
 use crate::ops::exporter::Exporter;
 use crate::ops::health::Health;
 use crate::ops::instance::{self, Instance};
@@ -64,6 +65,8 @@ struct Running {
     exporter: Stopper,
     health: Health,
     metrics: Metrics,
+    service: Service,
+    certificates: Certificates,
     /// Of the threads on a transaction's way, by their names.
     links: Vec<(&'static str, Patience)>,
     pulses: Pulses,
@@ -93,6 +96,13 @@ impl Running {
             None => self.health.go("answers", "postgres"),
         }
     }
+
+    /// Shows when certificates end, and warns of it.
+    fn note_certificates(&mut self) {
+        let expires_at = self.service.certificate_expires_at().unwrap_or(0);
+        self.metrics.certificate_expiry_timestamp_seconds.with_label_values(&["downstream"]).set(expires_at as f64);
+        self.certificates.look(&self.metrics, Instant::now());
+    }
 }
 
 /// Runs a pipeline until a signal asks to stop. An error that carries `ExitWith` names the exit status.
@@ -118,6 +128,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             recv(running.exits) -> exit => break exit.ok(),
             recv(ticks) -> _ => {
                 running.note_silence();
+                running.note_certificates();
                 said.say(&running.health, Instant::now());
                 watchdog.look(&running.pulses, Instant::now());
             }
@@ -280,6 +291,7 @@ fn start(current: &Current) -> anyhow::Result<Running> {
     thread("consumer".into(), Box::new(move || consumer.run(&for_consumer)))?;
 
     // What is left of `flow` here would keep threads from ending: it goes out of scope, and with it the last ends of main.
+    let certificates = Certificates::new();
     Ok(Running {
         exits,
         alive,
@@ -288,6 +300,8 @@ fn start(current: &Current) -> anyhow::Result<Running> {
         exporter,
         health,
         metrics,
+        service,
+        certificates,
         links,
         pulses,
         room,
@@ -381,6 +395,12 @@ fn reload(current: &Current, running: &Running) {
     match current.reload() {
         Ok(changed) => {
             metrics.reloaded();
+            match running.service.read_secrets_again() {
+                Ok(true) => log::info!("the files with the secrets for the service hold new ones: used from now on"),
+                Ok(false) => {}
+                // The reload has found nothing wrong with them: somebody is writing them at this moment.
+                Err(problem) => log::error!("{problem}; what was read before stays in use"),
+            }
             running.permits.reload(&current.get());
             logging::set_level(current.get().log.level);
             if changed.is_empty() {

@@ -96,7 +96,14 @@ impl Command {
     fn carry_out(&self, file: &Path, sets: &[String]) -> Exit {
         match self {
             Self::Run => run::run(file, sets),
-            Self::CheckConfig => check_config::check_config(file, sets),
+            Self::CheckConfig { print_outcomes, json } => {
+                let print = match (print_outcomes, json) {
+                    (false, _) => check_config::Print::Summary,
+                    (true, false) => check_config::Print::Outcomes,
+                    (true, true) => check_config::Print::OutcomesAsJson,
+                };
+                check_config::check_config(file, sets, print)
+            }
             Self::ShowConfig(args) => show_config::show_config(file, sets, args),
             Self::Migrate { print_sql } => migrate::migrate(file, sets, *print_sql),
             Self::Status { json } => status::status(file, sets, *json),
@@ -149,7 +156,14 @@ enum Command {
     /// Says everything that is wrong with the file, and what it will do
     ///
     /// Looks at files only: nothing is connected to and nothing is sent.
-    CheckConfig,
+    CheckConfig {
+        /// Print what each status and each failure means, why, and which ones the file overrides
+        #[arg(long)]
+        print_outcomes: bool,
+        /// That table as one JSON object
+        #[arg(long, requires = "print_outcomes")]
+        json: bool,
+    },
     /// Shows what every key comes to, and who said so
     ///
     /// Paths of URLs, values of headers and whatever may be secret are masked.
@@ -322,11 +336,17 @@ fn group_name(groups: &str, gid: u32) -> Option<String> {
 /// [`load`] for a command that a person runs: a password of the operator's own takes the place of the file's, which he may
 /// not be able to read.
 fn load_to_connect(file: &Path, sets: &[String]) -> Result<Config, Exit> {
+    let mut sets = with_own_password(sets);
+    sets.extend(config::SERVICE_FILES.iter().map(|(key, nothing)| format!("{key}={nothing}")));
+    load(file, &sets)
+}
+
+fn with_own_password(sets: &[String]) -> Vec<String> {
     let mut sets = sets.to_vec();
     if login::brings_a_password() {
         sets.push("postgres.password_file=\"\"".to_owned());
     }
-    load(file, &sets)
+    sets
 }
 
 /// A session of a command on the pipeline's schema.

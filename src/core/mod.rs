@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock, draws a random number or logs: `now` and jitter are arguments. Every room may
 //! use this one, and it uses none.
 
+pub mod address;
 pub mod audit;
 pub mod backlog;
 pub mod backoff;
@@ -23,3 +24,4 @@ pub mod record;
 pub mod room;
 pub mod text;
 pub mod times;
+pub mod tls;

@@ -10,7 +10,7 @@ use super::permits::{Answered, Permits};
 use crate::config::{Config, Current};
 use crate::core::backoff::Policy;
 use crate::core::fault::{Attempted, Next, decide, whose};
-use crate::core::outcome::{Outcome, Sent, classify_failure, classify_status, is_overload, parse_retry_after};
+use crate::core::outcome::{Outcome, Sent, classify_failure, is_overload, parse_retry_after};
 use crate::core::text::{ERROR_MAX, clean_text};
 use crate::downstream::{Answer, Delivery, Transport};
 use crate::failpoint::failpoint;
@@ -107,8 +107,15 @@ impl Worker {
         let now = Instant::now();
         self.room.observe(answer.latency);
         let latency = answer.latency;
-        let overload = is_overload(answer.result.as_ref().map(|response| response.status).map_err(|failure| failure.kind));
+        if let Some(note) = &answer.note
+            && let Some(more) = self.said.lock().unwrap_or_else(PoisonError::into_inner).admit(note, now)
+        {
+            log::warn!("{note}{more}");
+        }
+        let status = answer.result.as_ref().map(|response| response.status).map_err(|failure| failure.kind);
         let (tried, retry_after) = self.judge(answer);
+        // A status that its operator calls delivered is no sign of overload, whatever it is.
+        let overload = tried.outcome != Outcome::Delivered && is_overload(status);
         self.metrics.attempt_duration_seconds.observe(latency.as_secs_f64());
         self.metrics.attempts_total.with_label_values(&[tried.outcome.label()]).inc();
         if tried.sent == Sent::Unknown {
@@ -166,8 +173,10 @@ impl Worker {
                     self.say_nonsense(text);
                 }
                 // One that says nothing is not there.
-                let outcome = classify_status(response.status, retry_after.is_some());
-                let tried = Tried { outcome, status: Some(response.status), sent: Sent::Yes, latency, error: response.text };
+                let outcome = self.config.get().downstream.outcomes.classify(response.status, retry_after.is_some());
+                // A status that counts as delivered by its operator's word is no error.
+                let error = response.text.filter(|_| outcome != Outcome::Delivered);
+                let tried = Tried { outcome, status: Some(response.status), sent: Sent::Yes, latency, error };
                 (tried, retry_after)
             }
             Err(failure) => {

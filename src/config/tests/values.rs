@@ -31,16 +31,12 @@ fn what_belongs_to_later_versions_is_refused_and_not_ignored() {
         ("kafka.client = \"kafka\"", "kafka.client"),
         ("kafka.tls = {}", "kafka.tls"),
         ("kafka.sasl.username = \"u\"", "kafka.sasl"),
-        ("downstream.auth.bearer_file = \"/x\"", "downstream.auth"),
-        ("downstream.tls.ca_file = \"/x\"", "downstream.tls"),
-        ("downstream.signing.secret_files = []", "downstream.signing"),
-        ("downstream.outcomes = { \"409\" = \"delivered\" }", "downstream.outcomes"),
     ] {
         let problems = read(&format!("{FIVE_LINES}{line}\n"), &[]).expect_err(line);
         assert!(problems.len() == 1 && problems[0].starts_with("F:6:"), "{problems:?}");
         assert!(problems[0].contains(&format!(": {key}: this version does not have ")), "{problems:?}");
     }
-    check(&format!("{BASE}[downstream.tls]\nca_file = \"\"\n"), &["F:8:13: downstream.tls: this version does not have..."]);
+    check(&format!("{BASE}[kafka.tls]\nca_file = \"\"\n"), &["F:8:8: kafka.tls: this version does not have..."]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod postgres;
 mod proxy;
 mod relay;
 mod resources;
+mod rogue;
 mod truth;
 mod watch;
 
@@ -24,6 +25,7 @@ pub use postgres::Pg;
 pub use proxy::Proxy;
 pub use relay::Relay;
 pub use resources::{Resources, within_bounds};
+pub use rogue::{Opening, Peer, Request, Rogue, Then};
 pub use truth::wrong_offsets;
 pub use watch::{Seen, Watch};
 
