@@ -74,6 +74,11 @@ install: $(if $(BINARY),,build) ## binary, unit, example configuration and docum
 	install -d -m 755 $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|/usr/bin/txrelay|$(PREFIX)/bin/txrelay|; s|/usr/share/doc|$(PREFIX)/share/doc|' 'systemd/txrelay@.service' > '$(DESTDIR)$(PREFIX)/lib/systemd/system/txrelay@.service'
 	chmod 644 '$(DESTDIR)$(PREFIX)/lib/systemd/system/txrelay@.service'
+	install -D -m 644 man/txrelay.1 '$(DESTDIR)$(PREFIX)/share/man/man1/txrelay.1'
+	install -D -m 644 man/txrelay.toml.5 '$(DESTDIR)$(PREFIX)/share/man/man5/txrelay.toml.5'
+	for shell in bash/bash-completion/completions/txrelay zsh/zsh/site-functions/_txrelay fish/fish/vendor_completions.d/txrelay.fish; do \
+	  file='$(DESTDIR)$(PREFIX)/share/'$${shell#*/} && install -d -m 755 "$${file%/*}" && \
+	  '$(DESTDIR)$(PREFIX)/bin/txrelay' completions $${shell%%/*} > "$$file" && chmod 644 "$$file" || exit 1; done
 	install -D -m 644 systemd/txrelay.sysusers '$(DESTDIR)$(PREFIX)/lib/sysusers.d/txrelay.conf'
 	install -D -m 644 etc/txrelay.toml $(DESTDIR)/etc/txrelay/txrelay.toml.example
 	install -D -m 644 etc/txrelay.toml $(DESTDIR)$(PREFIX)/share/doc/txrelay/txrelay.toml

@@ -12,3 +12,4 @@ grant select, insert, delete on {schema}.tx, {schema}.attempt, {schema}.dead, {s
 grant select, insert on {schema}.topic, {schema}.known_gap to {role};
 grant select on {schema}.transaction_status, {schema}.attempt_history to {role};
 grant insert on {schema}.audit_log to {role};
+grant select, delete on {schema}.erased to {role};

@@ -1,5 +1,4 @@
--- What people may read in {schema}, as members of {role}: the views and the tables that are made for them.
+-- What people may read in {schema}, as members of {role}: the views, and the tables that the commands that only look need. A
+-- payload can be read through the views as well.
 grant usage on schema {schema} to {role};
-grant select on {schema}.transaction_status, {schema}.attempt_history, {schema}.rejected, {schema}.duplicate, {schema}.known_gap,
-  {schema}.consumer_position, {schema}.process, {schema}.audit_log, {schema}.life, {schema}.skipped, {schema}.purged,
-  {schema}.audit_finding to {role};
+grant select on all tables in schema {schema} to {role};

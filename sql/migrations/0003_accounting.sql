@@ -126,3 +126,29 @@ alter table process
 comment on column process.gate_open is 'False: the service fails, and only probes are sent; or it has asked for a pause.';
 comment on column process.gate_rate is 'Requests per second that the gate lets through; null while it does not limit them.';
 comment on column process.gate_since is 'Since when the gate is as it is; null: since the start.';
+
+create table erased (
+  id bigint primary key,
+  erased_at timestamptz not null default now(),
+  who text not null,
+  reason text not null,
+  payload_sha256 bytea not null
+);
+comment on table erased is 'Transactions whose content a person erased: payload, key, headers and errors are null. Goes with its transaction.';
+comment on column erased.payload_sha256 is 'Of the payload that was: proves what it was, and finds its repeats.';
+
+alter table rejected
+  add column resolved_by text,
+  add column resolved_reason text,
+  add column became_id bigint,
+  add column erased_at timestamptz,
+  add column payload_sha256 bytea;
+comment on column rejected.became_id is 'The transaction that it became. This row stays the offset''s place, and that transaction is none.';
+comment on column rejected.payload_sha256 is 'Of the payload that was erased.';
+create index rejected_became on rejected (became_id) where became_id is not null;
+create index rejected_tx on rejected (tx_id) where tx_id is not null;
+create index duplicate_tx on duplicate (tx_id);
+
+-- For commands that look: rare rows, and block ranges by time. Neither is an index that a settle would feel.
+create index attempt_unknown on attempt (tx_id) where sent = 2;
+create index attempt_finished on attempt using brin (finished_at) with (autosummarize = on);

@@ -1,8 +1,10 @@
 -- What there is of up to $3 transactions with ids above $1, up to $2: their numbers and places, and which ids of that range are open,
 -- dead, resolved, or were accepted. One snapshot, as arrays (a row each would cost more than reading it). Returns first where the
--- range ends.
+-- range ends. A transaction that a rejected record became has no place of its own (topic 0): that record's row is the place.
 with t as materialized (
-  select id, topic_id, partition, incarnation, kafka_offset from tx
+  select id, case when exists (select from rejected r where r.became_id = tx.id) then 0::smallint else topic_id end as topic_id, partition,
+    incarnation, kafka_offset
+  from tx
   where id > $1::bigint and id <= $2::bigint order by id limit $3::bigint
 ), e as materialized (
   select case when count(*) = $3::bigint then max(id) else $2::bigint end as upto from t

@@ -1,6 +1,8 @@
--- A step of retention over rejected records: up to $1 that were resolved more than $2 ms ago go.
+-- A step of retention over rejected records: up to $1 that were resolved more than $2 ms ago go; not before
+-- the transaction that one became, whose place it is.
 with g as materialized (
-  select id from rejected where resolved_at is not null and resolved_at < now() - $2::bigint * interval '1 millisecond'
+  select id from rejected r where resolved_at is not null and resolved_at < now() - $2::bigint * interval '1 millisecond'
+    and not exists (select from tx t where t.id = r.became_id)
   order by resolved_at limit $1::bigint
 ), r as (
   delete from rejected r using g where r.id = g.id

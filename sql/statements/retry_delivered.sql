@@ -1,5 +1,5 @@
--- Delivered ones ($1) are open again and due now. Counter slot $2. The caller holds the lock of retention_share.sql. Returns who
--- was delivered and nothing else.
+-- Delivered ones ($1) are open again and due now. Counter slot $2. The caller holds the lock of retention_share.sql. What was
+-- erased has nothing left to send. Returns who was delivered and nothing else.
 with f as materialized (
   select t.id, h.n from tx t
   cross join lateral (
@@ -8,6 +8,7 @@ with f as materialized (
   where t.id = any($1::bigint[]) and h.delivered
     and not exists (select from dead x where x.id = t.id)
     and not exists (select from resolved r where r.id = t.id)
+    and not exists (select from erased e where e.id = t.id)
 ), q as (
   insert into delivery (id, due_at, attempt) select id, now(), n from f on conflict do nothing returning id
 ), c as (

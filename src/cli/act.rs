@@ -3,11 +3,12 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use super::{Exit, complain, connect, load_to_connect, say, store_failed, when};
-use crate::config::Config;
-use crate::store::{DeadFilter, DeadSummary, Found, Session, Standing, StoreError, Trace};
+use super::{Exit, complain, connect, load_to_connect, ready, say, store_failed, unknown, when};
+use crate::config::{Config, visible};
+use crate::core::times::{both, rough};
+use crate::store::{DeadFilter, Found, Session, Standing, StoreError, Trace};
 
 /// Rows of one transaction.
 const BATCH: usize = 500;
@@ -17,10 +18,10 @@ const BATCH: usize = 500;
 pub(super) struct Common {
     /// Say what would be done, and change nothing
     #[arg(long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     /// Do not ask
     #[arg(long)]
-    yes: bool,
+    pub(super) yes: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -33,10 +34,10 @@ pub(super) struct RetryArgs {
     state: Option<String>,
     /// Of those, what died at or after this: 2h, today, or RFC 3339
     #[arg(long, value_name = "T", value_parser = when::parse, requires = "state")]
-    since: Option<std::time::SystemTime>,
+    since: Option<SystemTime>,
     /// Of those, what died before this
     #[arg(long, value_name = "T", value_parser = when::parse, requires = "state")]
-    until: Option<std::time::SystemTime>,
+    until: Option<SystemTime>,
     /// Of those, what died of this HTTP status
     #[arg(long, value_name = "CODE", value_parser = clap::value_parser!(u16).range(100..1000), requires = "state")]
     status: Option<u16>,
@@ -90,7 +91,7 @@ pub(super) fn resolve(file: &Path, sets: &[String], args: &ResolveArgs) -> Exit 
             |standing| match standing {
                 Standing::InFlight => "in flight: wait until its request has ended",
                 Standing::Resolved => "resolved already",
-                Standing::Delivered => "delivered: there is nothing to close",
+                Standing::Delivered | Standing::Erased => "delivered: there is nothing to close",
                 _ => "stored, and in no state: run `txrelay reconcile`",
             },
         )?;
@@ -101,7 +102,7 @@ pub(super) fn resolve(file: &Path, sets: &[String], args: &ResolveArgs) -> Exit 
     })
 }
 
-fn run(
+pub(super) fn run(
     file: &Path,
     sets: &[String],
     role: &'static str,
@@ -111,7 +112,11 @@ fn run(
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    connect(&config, role).and_then(|mut session| work(&config, &mut session)).unwrap_or_else(|error| store_failed(&error))
+    let done = connect(&config, role).and_then(|mut session| {
+        ready(&config, &mut session)?;
+        work(&config, &mut session)
+    });
+    done.unwrap_or_else(|error| store_failed(&error))
 }
 
 fn retry_ids(session: &mut Session, args: &RetryArgs) -> Result<Exit, StoreError> {
@@ -126,6 +131,7 @@ fn retry_ids(session: &mut Session, args: &RetryArgs) -> Result<Exit, StoreError
         Standing::Delivered => {
             "delivered: the service has accepted it and would get it twice; --even-delivered does it all the same"
         }
+        Standing::Erased => "erased: there is nothing left to send",
         _ => "stored, and in no state: run `txrelay reconcile`",
     })?;
     plan.carry_out(session, &args.common, "Retry", "due now", |session, found, trace| match found.standing {
@@ -136,14 +142,14 @@ fn retry_ids(session: &mut Session, args: &RetryArgs) -> Result<Exit, StoreError
 }
 
 /// What is to be done with transactions that were named.
-struct Plan {
-    allowed: Vec<Found>,
+pub(super) struct Plan {
+    pub(super) allowed: Vec<Found>,
     /// Some were not found, or may not be touched; it has been said.
-    refused: bool,
+    pub(super) refused: bool,
 }
 
 impl Plan {
-    fn of(
+    pub(super) fn of(
         session: &mut Session,
         ids: &[String],
         may: impl Fn(Standing) -> bool,
@@ -156,18 +162,18 @@ impl Plan {
         let mut refused = false;
         for id in wanted.iter().filter(|id| !found.iter().any(|found| found.transaction_id == **id)) {
             refused = true;
-            complain(&format!("{id}: not known: it was never read, was rejected, or retention has deleted it"));
+            complain(&unknown(id));
         }
         let (allowed, others): (Vec<Found>, Vec<Found>) = found.into_iter().partition(|found| may(found.standing));
         for found in others {
             refused = true;
-            complain(&format!("{}: {}", found.transaction_id, why_not(found.standing)));
+            complain(&format!("{}: {}", visible(&found.transaction_id), why_not(found.standing)));
         }
         Ok(Self { allowed, refused })
     }
 
     /// Does `act` to each, after asking where there are several.
-    fn carry_out(
+    pub(super) fn carry_out(
         self,
         session: &mut Session,
         common: &Common,
@@ -176,15 +182,17 @@ impl Plan {
         act: impl Fn(&mut Session, &Found, &Trace) -> Result<Vec<i64>, StoreError>,
     ) -> Result<Exit, StoreError> {
         let mut refused = self.refused;
-        if self.allowed.len() > 1
-            && !common.dry_run
-            && !confirmed(&format!("{verb} {} transactions?", self.allowed.len()), common)
-        {
-            return Ok(Exit::Failed);
+        let count = self.allowed.len();
+        if count > 1 {
+            let times = || self.allowed.iter().map(|found| found.received_at);
+            complain(&described("transactions, received", count as i64, (times().min(), times().max()), session)?);
+            if !common.dry_run && !confirmed(&format!("{verb} {count} transactions?"), common) {
+                return Ok(Exit::Failed);
+            }
         }
         let trace = trace();
         for found in &self.allowed {
-            let id = &found.transaction_id;
+            let id = visible(&found.transaction_id);
             if common.dry_run {
                 say(&format!("{id}: would be {done}"));
             } else if act(session, found, &trace)?.is_empty() {
@@ -206,7 +214,7 @@ fn retry_dead(config: &Config, session: &mut Session, args: &RetryArgs) -> Resul
         say("none is dead by that description");
         return Ok(Exit::Done);
     }
-    complain(&described(count, &found, session)?);
+    complain(&described("dead transactions, died", count, (found.oldest, found.newest), session)?);
     if args.common.dry_run {
         say(&format!("{count} would be due now"));
         return Ok(Exit::Done);
@@ -230,14 +238,23 @@ fn retry_dead(config: &Config, session: &mut Session, args: &RetryArgs) -> Resul
 }
 
 /// How many, how old, and how long they take at the rate of this moment.
-fn described(count: i64, found: &DeadSummary, session: &mut Session) -> Result<String, StoreError> {
-    let time = |time: Option<std::time::SystemTime>| time.map_or_else(|| "-".to_owned(), when::show);
-    let mut text = format!("{count} dead transactions, died from {} to {}", time(found.oldest), time(found.newest));
+pub(super) fn described(
+    what: &str,
+    count: i64,
+    (oldest, newest): (Option<SystemTime>, Option<SystemTime>),
+    session: &mut Session,
+) -> Result<String, StoreError> {
+    let now = session.server_clock()?.now;
+    let time = |time: Option<SystemTime>| time.map_or_else(|| "-".to_owned(), |time| both(time, now));
+    let mut text = format!("{count} {what} from {} to {}", time(oldest), time(newest));
     let before = session.gauges()?.ledger().delivered();
     std::thread::park_timeout(Duration::from_secs(1));
     let rate = session.gauges()?.ledger().delivered() - before;
     if rate > 0 {
-        text.push_str(&format!("; at the present {rate} deliveries a second they take about {} s", (count / rate).max(1)));
+        text.push_str(&format!(
+            "; at the present {rate} deliveries a second they take about {}",
+            rough(Duration::from_secs((count / rate).max(1).unsigned_abs()))
+        ));
     } else {
         text.push_str("; nothing is being delivered at this moment (txrelay status says why)");
     }
@@ -245,7 +262,7 @@ fn described(count: i64, found: &DeadSummary, session: &mut Session) -> Result<S
 }
 
 /// Asks on the terminal. Without one, `--yes` has to say it.
-fn confirmed(question: &str, common: &Common) -> bool {
+pub(super) fn confirmed(question: &str, common: &Common) -> bool {
     if common.yes {
         return true;
     }
@@ -260,7 +277,7 @@ fn confirmed(question: &str, common: &Common) -> bool {
     matches!(answer.trim(), "y" | "Y" | "yes")
 }
 
-fn trace() -> Trace {
+pub(super) fn trace() -> Trace {
     Trace {
         uid: Some(rustix::process::getuid().as_raw()),
         sudo_user: std::env::var("SUDO_USER").ok(),
@@ -270,7 +287,7 @@ fn trace() -> Trace {
 }
 
 /// A person, as far as the machine knows.
-fn who() -> String {
+pub(super) fn who() -> String {
     let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER"));
     user.unwrap_or_else(|_| format!("uid {}", rustix::process::getuid().as_raw()))
 }

@@ -4,24 +4,39 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
+use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, visible};
+use crate::core::times::rough;
 use crate::ops::{REVISION, VERSION};
-use crate::store::{Role, Session, StoreError};
+use crate::store::{Role, SchemaState, Session, StoreError, schema_state};
 
 mod act;
 mod check_config;
+mod erase;
+mod explain;
+mod json;
+mod list;
 mod login;
 mod migrate;
+mod pages;
+mod pause;
 mod reconcile;
 mod rejected;
+mod rejected_act;
 mod run;
+mod show;
+mod show_config;
+mod stats;
 mod status;
+mod table;
+mod tail;
 mod when;
 
 /// Where the pipelines' files are.
@@ -61,6 +76,12 @@ pub fn main() -> ExitCode {
             return if e.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
         }
     };
+    if let Command::Completions { shell } = args.command {
+        return pages::completions(shell).into();
+    }
+    if let Command::Man { page } = args.command {
+        return pages::man(page).into();
+    }
     let file = match file(args.config.as_deref(), args.instance.as_deref(), Path::new(ETC)) {
         Ok(file) => file,
         Err((exit, problem)) => {
@@ -68,24 +89,39 @@ pub fn main() -> ExitCode {
             return exit.into();
         }
     };
-    let exit = match args.command {
-        Command::Run => run::run(&file, &args.set),
-        Command::CheckConfig { print_outcomes, json } => {
-            let print = match (print_outcomes, json) {
-                (false, _) => check_config::Print::Summary,
-                (true, false) => check_config::Print::Outcomes,
-                (true, true) => check_config::Print::OutcomesAsJson,
-            };
-            check_config::check_config(&file, &args.set, print)
+    args.command.carry_out(&file, &args.set).into()
+}
+
+impl Command {
+    fn carry_out(&self, file: &Path, sets: &[String]) -> Exit {
+        match self {
+            Self::Run => run::run(file, sets),
+            Self::CheckConfig { print_outcomes, json } => {
+                let print = match (print_outcomes, json) {
+                    (false, _) => check_config::Print::Summary,
+                    (true, false) => check_config::Print::Outcomes,
+                    (true, true) => check_config::Print::OutcomesAsJson,
+                };
+                check_config::check_config(file, sets, print)
+            }
+            Self::ShowConfig(args) => show_config::show_config(file, sets, args),
+            Self::Migrate { print_sql } => migrate::migrate(file, sets, *print_sql),
+            Self::Status { json } => status::status(file, sets, *json),
+            Self::List(args) => list::list(file, sets, args),
+            Self::Show(args) => show::show(file, sets, args),
+            Self::Explain(args) => explain::explain(file, sets, args),
+            Self::Retry(args) => act::retry(file, sets, args),
+            Self::Resolve(args) => act::resolve(file, sets, args),
+            Self::Erase(args) => erase::erase(file, sets, args),
+            Self::Rejected { command } => rejected::rejected(file, sets, command),
+            Self::Reconcile(args) => reconcile::reconcile(file, sets, args),
+            Self::Pause(args) => pause::pause(file, sets, args),
+            Self::Resume => pause::resume(file, sets),
+            Self::Tail(args) => tail::tail(file, sets, args),
+            Self::Stats(args) => stats::stats(file, sets, args),
+            Self::Completions { .. } | Self::Man { .. } => unreachable!("they need no file"),
         }
-        Command::Migrate { print_sql } => migrate::migrate(&file, &args.set, print_sql),
-        Command::Status { json } => status::status(&file, &args.set, json),
-        Command::Retry(retry) => act::retry(&file, &args.set, &retry),
-        Command::Resolve(resolve) => act::resolve(&file, &args.set, &resolve),
-        Command::Reconcile(reconcile) => reconcile::reconcile(&file, &args.set, &reconcile),
-        Command::Rejected { command } => rejected::rejected(&file, &args.set, &command),
-    };
-    exit.into()
+    }
 }
 
 static VERSION_LINE: LazyLock<String> = LazyLock::new(|| format!("{VERSION} ({REVISION})"));
@@ -128,6 +164,10 @@ enum Command {
         #[arg(long, requires = "print_outcomes")]
         json: bool,
     },
+    /// Shows what every key comes to, and who said so
+    ///
+    /// Paths of URLs, values of headers and whatever may be secret are masked.
+    ShowConfig(show_config::ShowConfigArgs),
     /// Brings the schema up to date
     Migrate {
         /// Print everything that a DBA needs on an empty database, and change nothing
@@ -140,6 +180,17 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Lists transactions, newest first
+    ///
+    /// On a terminal as a table; elsewhere tab-separated, without a header, in the same columns.
+    List(list::ListArgs),
+    /// Shows everything about one transaction
+    Show(show::ShowArgs),
+    /// Says in one sentence why a transaction is where it is
+    ///
+    /// Exit status 1 where somebody has to do something: it is dead, rejected, unknown, lost or unaccounted, or no
+    /// process runs.
+    Explain(explain::ExplainArgs),
     /// Makes dead or waiting transactions due now, with a fresh budget
     ///
     /// What is in flight, resolved or delivered is left alone. Anything that touches more than one asks first.
@@ -148,14 +199,39 @@ enum Command {
     ///
     /// Refused while in flight. The reason is kept with each.
     Resolve(act::ResolveArgs),
-    /// Holds every offset that was read against PostgreSQL and Kafka, and names what is wrong
+    /// Takes the content out of delivered or resolved transactions: for personal data
     ///
-    /// Exit status 0 only if each offset is in one place and each transaction in one state. Reads only; the daemon may run.
-    Reconcile(reconcile::ReconcileArgs),
+    /// Payload, key, headers and errors become null; id, SHA-256, places and times stay. Refused while open. For the
+    /// schema's owner and members of the role SCHEMA_eraser.
+    Erase(erase::EraseArgs),
     /// What could not become a transaction
     Rejected {
         #[command(subcommand)]
         command: rejected::RejectedCommand,
+    },
+    /// Holds every offset that was read against PostgreSQL and Kafka, and names what is wrong
+    ///
+    /// Exit status 0 only if each offset is in one place and each transaction in one state. Reads only; the daemon may run.
+    Reconcile(reconcile::ReconcileArgs),
+    /// Stops delivering; reading from Kafka goes on
+    Pause(pause::PauseArgs),
+    /// Goes on delivering
+    Resume,
+    /// Shows attempts as they happen
+    Tail(tail::TailArgs),
+    /// Counts per hour: received, attempts by outcome, p50 and p99 of their time
+    Stats(stats::StatsArgs),
+    /// Prints what a shell completes
+    #[command(hide = true)]
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Prints a manual page
+    #[command(hide = true)]
+    Man {
+        /// Which one
+        page: pages::Page,
     },
 }
 
@@ -169,6 +245,9 @@ Examples:
   txrelay -i payments migrate --print-sql   roles, schema and grants for a DBA, on an empty database
   systemctl enable --now txrelay@payments   start it now and at every boot
   txrelay -i payments status                how does it stand, and why?
+  txrelay -i payments explain p-4711        where is this one, and why?
+  txrelay -i payments list --state dead --since 2h
+  txrelay -i payments retry --state dead --status 400 --dry-run
   txrelay -c ./try.toml --set log.level=debug run
 
 Files:
@@ -219,14 +298,43 @@ fn file(config: Option<&Path>, instance: Option<&str>, etc: &Path) -> Result<Pat
 
 /// The configuration, or every problem on stderr and the exit code for it.
 fn load(file: &Path, sets: &[String]) -> Result<Config, Exit> {
+    if let Some(who) = who_may_read(file) {
+        complain(&format!("txrelay: {}: this user may not read it: {who}", visible(&file.display().to_string())));
+        return Err(Exit::NotPermitted);
+    }
     config::load(file, sets).map_err(|problems| {
         complain(&problems.to_string());
         Exit::Config
     })
 }
 
-/// [`load`] for a command that a person runs on PostgreSQL alone: a password of the operator's own takes the place of the
-/// file's, and the service's secrets are left alone. He may not be able to read either.
+/// Where this user may not read the file: who may, and how to become one.
+fn who_may_read(file: &Path) -> Option<String> {
+    let denied = fs::File::open(file).err()?.kind() == std::io::ErrorKind::PermissionDenied;
+    if !denied {
+        return None;
+    }
+    // Without a right to look into its folder nothing is known of it.
+    let Ok(metadata) = fs::metadata(file) else { return Some("nor look into its folder; use sudo".to_owned()) };
+    if metadata.mode() & 0o040 == 0 {
+        return Some("only its owner may; use sudo".to_owned());
+    }
+    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    let group = group_name(&groups, metadata.gid()).unwrap_or_else(|| metadata.gid().to_string());
+    Some(format!("members of group {group} may; use sudo, or join it (usermod -aG {group} USER) and log in again"))
+}
+
+/// The name of a group (group(5)).
+fn group_name(groups: &str, gid: u32) -> Option<String> {
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, number) = (fields.next()?, fields.nth(1)?);
+        (number.parse() == Ok(gid)).then(|| name.to_owned())
+    })
+}
+
+/// [`load`] for a command that a person runs: a password of the operator's own takes the place of the file's, which he may
+/// not be able to read.
 fn load_to_connect(file: &Path, sets: &[String]) -> Result<Config, Exit> {
     let mut sets = with_own_password(sets);
     sets.extend(config::SERVICE_FILES.iter().map(|(key, nothing)| format!("{key}={nothing}")));
@@ -245,6 +353,66 @@ fn with_own_password(sets: &[String]) -> Vec<String> {
 fn connect(config: &Config, role: &'static str) -> Result<Session, StoreError> {
     let postgres = login::as_environment_says(&config.postgres).map_err(StoreError::NotPermitted)?;
     Session::connect(&postgres, &Role { pipeline: config.name.clone(), role })
+}
+
+/// A command that only looks: also on a standby, which is said, and as a role that can only select. `work` gets the server's
+/// clock.
+fn look(
+    file: &Path,
+    sets: &[String],
+    role: &'static str,
+    work: impl FnOnce(&Config, &mut Session, SystemTime) -> Result<Exit, StoreError>,
+) -> Exit {
+    let config = match load_to_connect(file, sets) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    let connected = login::as_environment_says(&config.postgres)
+        .map_err(StoreError::NotPermitted)
+        .and_then(|postgres| Session::connect_to_look(&postgres, &Role { pipeline: config.name.clone(), role }));
+    let done = connected.and_then(|mut session| {
+        ready(&config, &mut session)?;
+        let clock = session.server_clock()?;
+        if let Some(behind) = clock.standby {
+            let behind = rough(Duration::try_from_secs_f64(behind.max(0.0)).unwrap_or_default());
+            complain(&format!("this is a standby: what it shows was replicated up to {behind} ago"));
+        }
+        work(&config, &mut session, clock.now)
+    });
+    done.unwrap_or_else(|error| store_failed(&error))
+}
+
+/// The schema is there and this version's.
+fn ready(config: &Config, session: &mut Session) -> Result<(), StoreError> {
+    let schema = &config.postgres.schema;
+    match schema_state(session)? {
+        SchemaState::Ready => Ok(()),
+        SchemaState::Behind { .. } => {
+            Err(StoreError::Other(format!("schema {schema} is not there or not up to date: run `txrelay migrate`")))
+        }
+        SchemaState::TooNew { have } => {
+            Err(StoreError::Unusable(format!("schema {schema} has version {have}, of a later release: use that one's txrelay")))
+        }
+    }
+}
+
+/// Why a transaction that somebody asked for is not there.
+fn unknown(id: &str) -> String {
+    format!(
+        "{}: not known: it was never read, was rejected, or retention has deleted it (txrelay explain says more)",
+        visible(id)
+    )
+}
+
+/// How printing ended: a closed pipe is nobody's fault.
+fn printed(done: std::io::Result<()>) -> Exit {
+    match done {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            complain(&format!("txrelay: the output cannot be written: {error}"));
+            Exit::Failed
+        }
+        _ => Exit::Done,
+    }
 }
 
 /// Says what failed in PostgreSQL, and which exit code that is.
@@ -292,6 +460,13 @@ mod tests {
         for exit in [Exit::Done, Exit::Failed, Exit::Usage, Exit::Unreachable, Exit::NotPermitted, Exit::Config] {
             assert!(help.contains(&format!(" {}  ", exit as u8)), "{exit:?}");
         }
+    }
+
+    #[test]
+    fn a_group_is_known_by_its_name() {
+        let groups = "root:x:0:\ntxrelay:x:998:ann,bob\nbroken\n";
+        assert_eq!(group_name(groups, 998).as_deref(), Some("txrelay"));
+        assert_eq!(group_name(groups, 9), None);
     }
 
     #[test]

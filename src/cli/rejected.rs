@@ -6,8 +6,10 @@ use std::path::Path;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Exit, complain, connect, load_to_connect, say, store_failed, when};
+use super::{Exit, complain, json as values, look, rejected_act, say};
+use crate::config::visible;
 use crate::core::identify::Reason;
+use crate::core::times::absolute;
 use crate::store::{RejectedFilter, RejectedRecord, RejectedRow, Session, StoreError, Stored};
 
 /// Rows of one question.
@@ -29,12 +31,20 @@ pub(super) enum RejectedCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Prints them whole, one JSON object a line
+    Export(rejected_act::ExportArgs),
+    /// Looks at them again under the present configuration
+    ///
+    /// Those that have an id now become transactions with their own places in Kafka, due now.
+    Retry(rejected_act::RetryArgs),
+    /// Closes them, or makes one a transaction under an id that a person gives it
+    Resolve(rejected_act::ResolveArgs),
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ListArgs {
     /// Only those of this reason
-    #[arg(long, value_name = "REASON", value_parser = Reason::ALL.map(Reason::label))]
+    #[arg(long, visible_alias = "why", value_name = "REASON", value_parser = Reason::ALL.map(Reason::label))]
     reason: Option<String>,
     /// Only those of this topic
     #[arg(long, value_name = "TOPIC")]
@@ -48,15 +58,13 @@ pub(super) struct ListArgs {
 }
 
 pub(super) fn rejected(file: &Path, sets: &[String], command: &RejectedCommand) -> Exit {
-    let config = match load_to_connect(file, sets) {
-        Ok(config) => config,
-        Err(exit) => return exit,
-    };
-    let done = connect(&config, "rejected").and_then(|mut session| match command {
-        RejectedCommand::List(args) => list(&mut session, args),
-        RejectedCommand::Show { id, json } => show(&mut session, *id, *json),
-    });
-    done.unwrap_or_else(|error| store_failed(&error))
+    match command {
+        RejectedCommand::List(args) => look(file, sets, "rejected list", |_, session, _| list(session, args)),
+        RejectedCommand::Show { id, json } => look(file, sets, "rejected show", |_, session, _| show(session, *id, *json)),
+        RejectedCommand::Export(args) => rejected_act::export(file, sets, args),
+        RejectedCommand::Retry(args) => rejected_act::retry(file, sets, args),
+        RejectedCommand::Resolve(args) => rejected_act::resolve(file, sets, args),
+    }
 }
 
 fn list(session: &mut Session, args: &ListArgs) -> Result<Exit, StoreError> {
@@ -84,13 +92,13 @@ fn show(session: &mut Session, id: i64, as_json: bool) -> Result<Exit, StoreErro
 }
 
 fn line(row: &RejectedRow) -> String {
-    let closed = row.resolved_at.map_or_else(String::new, |at| format!(", closed {}", when::show(at)));
+    let closed = row.resolved_at.map_or_else(String::new, |at| format!(", closed {}", absolute(at)));
     let other = match (&row.stored, row.tx_id) {
         (Some(stored), Some(id)) => format!(": {} (row {id}) is stored from {}", stored.transaction_id, place_of(stored)),
         (None, Some(id)) => format!(": row {id}, which is not stored any more"),
         _ => row.detail.as_ref().map_or_else(String::new, |detail| format!(": {detail}")),
     };
-    format!("{} {} {} {}{other}{closed}", row.id, when::show(row.received_at), row.reason, place(row))
+    format!("{} {} {} {}{other}{closed}", row.id, absolute(row.received_at), row.reason, place(row))
 }
 
 fn place(row: &RejectedRow) -> String {
@@ -114,12 +122,21 @@ fn on_a_screen(record: &RejectedRecord) -> String {
         let _ = writeln!(out, "  {what:<12} {text}");
     };
     line("place", &place(row));
-    line("received", &when::show(row.received_at));
+    line("received", &absolute(row.received_at));
     line("reason", &row.reason);
     if let Some(detail) = &row.detail {
         line("", detail);
     }
-    line("closed", &row.resolved_at.map_or_else(|| "no".to_owned(), when::show));
+    line("closed", &row.resolved_at.map_or_else(|| "no".to_owned(), absolute));
+    if let Some((who, why)) = &record.closed_by {
+        line("", &visible(&format!("by {who}: {why}")));
+    }
+    if let Some(became) = &record.became {
+        line("became", &format!("transaction {}", visible(became)));
+    }
+    if let Some((at, sha)) = &record.erased {
+        line("erased", &format!("{}, SHA-256 of the value {}", absolute(*at), values::hex(sha)));
+    }
     line("key", &record.key.as_deref().map_or_else(|| "null".to_owned(), text));
     if let Some(headers) = &record.headers {
         line("headers", &headers.to_string());
@@ -130,7 +147,7 @@ fn on_a_screen(record: &RejectedRecord) -> String {
         (Some(stored), Some(id)) => {
             line("conflicts", &format!("with transaction {} (row {id})", stored.transaction_id));
             line("place", &place_of(stored));
-            line("received", &when::show(stored.received_at));
+            line("received", &absolute(stored.received_at));
             line("value", &described(record.stored_payload.as_deref()));
             line("", &record.stored_payload.as_deref().map_or_else(String::new, text));
         }
@@ -165,11 +182,11 @@ fn printable(c: char) -> char {
 fn in_json(row: &RejectedRow) -> Value {
     let stored = row.stored.as_ref().map(|stored| {
         json!({ "tx_id": row.tx_id, "transaction_id": stored.transaction_id, "topic": stored.topic, "partition": stored.partition,
-            "incarnation": stored.incarnation, "offset": stored.offset, "received_at": when::show(stored.received_at) })
+            "incarnation": stored.incarnation, "offset": stored.offset, "received_at": absolute(stored.received_at) })
     });
     json!({ "id": row.id, "topic": row.topic, "partition": row.partition, "incarnation": row.incarnation, "offset": row.offset,
-        "reason": row.reason, "detail": row.detail, "received_at": when::show(row.received_at),
-        "resolved_at": row.resolved_at.map(when::show), "bytes": row.bytes, "tx_id": row.tx_id, "conflicts_with": stored })
+        "reason": row.reason, "detail": row.detail, "received_at": absolute(row.received_at),
+        "resolved_at": row.resolved_at.map(absolute), "bytes": row.bytes, "tx_id": row.tx_id, "conflicts_with": stored })
 }
 
 fn record_in_json(record: &RejectedRecord) -> Value {
@@ -177,6 +194,11 @@ fn record_in_json(record: &RejectedRecord) -> Value {
     let value = |bytes: Option<&[u8]>| {
         bytes.map(|bytes| json!({ "sha256": hash(bytes), "text": std::str::from_utf8(bytes).ok(), "hex": hex(bytes) }))
     };
+    out["closed_by"] = record.closed_by.as_ref().map(|(who, _)| who.clone()).into();
+    out["closed_reason"] = record.closed_by.as_ref().map(|(_, why)| why.clone()).into();
+    out["became"] = record.became.clone().into();
+    out["erased_at"] = record.erased.as_ref().map(|(at, _)| absolute(*at)).into();
+    out["payload_sha256"] = record.erased.as_ref().map(|(_, sha)| values::hex(sha)).into();
     out["key"] = value(record.key.as_deref()).into();
     out["headers"] = record.headers.clone().into();
     out["value"] = value(record.payload.as_deref()).into();

@@ -2,37 +2,27 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Exit, connect, load_to_connect, say, store_failed};
+use super::{Exit, look, say};
 use crate::core::ledger::Imbalances;
-use crate::store::{ProcessRow, SchemaState, Status, StoreError, schema_state, status as read};
+use crate::core::times::rough;
+use crate::store::{ProcessRow, Status, status as read};
 
 /// One screen, or one JSON object. Exit status 1 when something stands still, is wrong, or a process is silent.
 pub(super) fn status(file: &Path, sets: &[String], as_json: bool) -> Exit {
-    let config = match load_to_connect(file, sets) {
-        Ok(config) => config,
-        Err(exit) => return exit,
-    };
-    let found = connect(&config, "status").and_then(|mut session| {
-        if schema_state(&mut session)? != SchemaState::Ready {
-            let schema = &config.postgres.schema;
-            return Err(StoreError::Other(format!("schema {schema} is not there or not up to date: run `txrelay migrate`")));
-        }
-        read(&mut session)
-    });
-    let status = match found {
-        Ok(status) => status,
-        Err(error) => return store_failed(&error),
-    };
-    let text = if as_json { in_json(&config.name, &status) } else { on_a_screen(&config.name, &status) };
-    say(text.trim_end());
-    let all_well = status.schema_fault.is_none()
-        && status.gauges.imbalances() == Imbalances::default()
-        && !status.processes.is_empty()
-        && status.processes.iter().all(|p| !p.is_silent() && p.stalled.is_empty());
-    if all_well { Exit::Done } else { Exit::Failed }
+    look(file, sets, "status", |config, session, _| {
+        let status = read(session)?;
+        let text = if as_json { in_json(&config.name, &status) } else { on_a_screen(&config.name, &status) };
+        say(text.trim_end());
+        let all_well = status.schema_fault.is_none()
+            && status.gauges.imbalances() == Imbalances::default()
+            && !status.processes.is_empty()
+            && status.processes.iter().all(|p| !p.is_silent() && p.stalled.is_empty());
+        Ok(if all_well { Exit::Done } else { Exit::Failed })
+    })
 }
 
 fn on_a_screen(name: &str, status: &Status) -> String {
@@ -124,9 +114,9 @@ fn in_json(name: &str, status: &Status) -> String {
         "oldest_open_age_seconds": status.gauges.oldest_open_age,
         "oldest_due_age_seconds": status.gauges.oldest_due_age,
         "paused": status.gauges.paused,
-        "schema_fault": status.schema_fault,
         "ledger_imbalance": imbalances,
         "findings": status.findings.iter().map(crate::store::Finding::words).collect::<Vec<_>>(),
+        "schema_fault": status.schema_fault,
         "processes": status.processes.iter().map(process).collect::<Vec<_>>(),
         "positions": status.positions.iter().map(position).collect::<Vec<_>>(),
     })
@@ -135,22 +125,5 @@ fn in_json(name: &str, status: &Status) -> String {
 
 /// Seconds for people: two units at most.
 fn ago(seconds: f64) -> String {
-    let s = seconds.max(0.0) as u64;
-    match s {
-        0..60 => format!("{s} s"),
-        60..3600 => format!("{} min {} s", s / 60, s % 60),
-        3600..86_400 => format!("{} h {} min", s / 3600, s % 3600 / 60),
-        _ => format!("{} d {} h", s / 86_400, s % 86_400 / 3600),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_have_two_units_at_most() {
-        let shown: Vec<String> = [0.4, 61.0, 3_660.0, 90_000.0, -1.0].map(ago).to_vec();
-        assert_eq!(shown, ["0 s", "1 min 1 s", "1 h 1 min", "1 d 1 h", "0 s"]);
-    }
+    rough(Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX))
 }

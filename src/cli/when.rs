@@ -24,19 +24,15 @@ fn at(text: &str, now: SystemTime) -> Result<SystemTime, String> {
     Ok(SystemTime::UNIX_EPOCH + Duration::from_micros(since))
 }
 
-/// RFC 3339 in UTC, whole seconds.
-pub(super) fn show(time: SystemTime) -> String {
-    jiff::Timestamp::try_from(time).map_or_else(|_| "-".to_owned(), |time| format!("{time:.0}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::times::absolute;
 
     #[test]
     fn times_are_ago_today_or_rfc_3339() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100 * 86_400 + 7_200);
-        let seconds = |text| at(text, now).map(show);
+        let seconds = |text| at(text, now).map(absolute);
         assert_eq!(seconds("2h").as_deref(), Ok("1970-04-11T00:00:00Z"));
         assert_eq!(seconds("today").as_deref(), Ok("1970-04-11T00:00:00Z"));
         assert_eq!(seconds("2026-01-31T09:00:00+01:00").as_deref(), Ok("2026-01-31T08:00:00Z"));

@@ -121,6 +121,11 @@ pub fn identify(rule: &IdRule, record: &Record, record_max: usize) -> Result<Ide
     Ok(Identified { transaction_id })
 }
 
+/// Whether a person's text can be an id.
+pub fn check_id(id: &str) -> Result<(), Reject> {
+    checked_id(id.to_owned()).map(|_| ())
+}
+
 /// Bytes of key, value and headers.
 fn content_size(record: &Record) -> usize {
     let headers: usize = record.headers.iter().map(|(n, v)| n.len() + v.as_ref().map_or(0, Vec::len)).sum();

@@ -24,6 +24,8 @@ pub enum Standing {
     Resolved,
     /// Accepted by the service.
     Delivered,
+    /// Accepted by the service, and its content has been erased since.
+    Erased,
     /// Stored, and in no state: an alarm.
     Unaccounted,
 }
@@ -36,6 +38,7 @@ impl Standing {
             "dead" => Self::Dead,
             "resolved" => Self::Resolved,
             "delivered" => Self::Delivered,
+            "erased" => Self::Erased,
             _ => Self::Unaccounted,
         }
     }
@@ -50,6 +53,8 @@ pub struct Found {
     pub id: i64,
     /// Where it stands.
     pub standing: Standing,
+    /// When it was stored.
+    pub received_at: SystemTime,
 }
 
 /// Which of the dead.
@@ -95,8 +100,12 @@ impl Session {
     pub fn find(&mut self, transaction_ids: &[&str]) -> Result<Vec<Found>, StoreError> {
         let statement = self.prepare(&FIND)?;
         let rows = self.client.query(&statement, &[&transaction_ids])?;
-        let found =
-            |row: &postgres::Row| Found { transaction_id: row.get(0), id: row.get(1), standing: Standing::of(row.get(2)) };
+        let found = |row: &postgres::Row| Found {
+            transaction_id: row.get(0),
+            id: row.get(1),
+            standing: Standing::of(row.get(2)),
+            received_at: row.get(3),
+        };
         Ok(rows.iter().map(found).collect())
     }
 
@@ -147,12 +156,24 @@ impl Session {
         transaction.execute(&share, &[])?;
         let done: Vec<i64> = transaction.query(&statement, values)?.iter().map(|row| row.get(0)).collect();
         if !done.is_empty() {
-            let uid = trace.uid.and_then(|uid| i32::try_from(uid).ok());
-            let detail = format!("{} {what}: tx.id {}", done.len(), shortened(&done));
-            transaction.execute(&audit, &[&uid, &trace.sudo_user, &trace.host, &trace.command, &detail])?;
+            trace.leave(&mut transaction, &audit, &format!("{} {what}: tx.id {}", done.len(), shortened(&done)))?;
         }
         transaction.commit()?;
         Ok(done)
+    }
+}
+
+impl Trace {
+    /// A line in `audit_log`, in the transaction of what it is about.
+    pub(super) fn leave(
+        &self,
+        transaction: &mut postgres::Transaction<'_>,
+        audit: &postgres::Statement,
+        detail: &str,
+    ) -> Result<(), StoreError> {
+        let uid = self.uid.and_then(|uid| i32::try_from(uid).ok());
+        transaction.execute(audit, &[&uid, &self.sudo_user, &self.host, &self.command, &detail])?;
+        Ok(())
     }
 }
 
@@ -163,7 +184,7 @@ impl DeadFilter {
 }
 
 /// A few in full, more by the first and last.
-fn shortened(ids: &[i64]) -> String {
+pub(super) fn shortened(ids: &[i64]) -> String {
     match ids {
         [first, .., last] if ids.len() > 10 => format!("{first} to {last}"),
         _ => ids.iter().map(i64::to_string).collect::<Vec<_>>().join(", "),

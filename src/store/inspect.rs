@@ -12,10 +12,10 @@ pub struct Status {
     pub positions: Vec<PositionRow>,
     /// Processes that live, or went silent within a day.
     pub processes: Vec<ProcessRow>,
-    /// What was altered in the schema by hand, in words.
-    pub schema_fault: Option<String>,
     /// The first of what upkeep's audit has found wrong.
     pub findings: Vec<Finding>,
+    /// What was altered in the schema by hand, in words.
+    pub schema_fault: Option<String>,
 }
 
 /// A partition's position.

@@ -110,10 +110,16 @@ fn apply(client: &mut Client, schema: &str) -> Result<Vec<String>, StoreError> {
 
 const GRANTS_DAEMON: &str = include_str!("../../sql/grants/daemon.sql");
 const GRANTS_READER: &str = include_str!("../../sql/grants/reader.sql");
+const GRANTS_ERASER: &str = include_str!("../../sql/grants/eraser.sql");
 
-/// The role whose members may read what is made for people. A DBA makes it (`migrate --print-sql`) and puts them in.
+/// The role whose members may read. A DBA makes it (`migrate --print-sql`) and puts them in.
 pub fn reader_role(schema: &str) -> String {
     format!("{schema}_reader")
+}
+
+/// The role whose members may erase contents, which neither the daemon nor an operator with its rights can.
+pub fn eraser_role(schema: &str) -> String {
+    format!("{schema}_eraser")
 }
 
 fn grants(text: &str, schema: &str, role: &str) -> String {
@@ -123,9 +129,10 @@ fn grants(text: &str, schema: &str, role: &str) -> String {
 /// Grants what the daemon's role and readers need, where those roles exist and are not the owner itself. Returns whom it was
 /// granted to.
 pub fn grant(session: &mut Session, schema: &str, daemon: Option<&str>) -> Result<Vec<String>, StoreError> {
-    let reader = reader_role(schema);
+    let (reader, eraser) = (reader_role(schema), eraser_role(schema));
     let mut granted = Vec::new();
-    for (text, role) in [(GRANTS_DAEMON, daemon), (GRANTS_READER, Some(reader.as_str()))] {
+    for (text, role) in [(GRANTS_DAEMON, daemon), (GRANTS_READER, Some(reader.as_str())), (GRANTS_ERASER, Some(eraser.as_str()))]
+    {
         let Some(role) = role else { continue };
         let other = "select from pg_roles where rolname = $1 and rolname <> current_user";
         if session.client.query_opt(other, &[&role])?.is_some() {
@@ -139,9 +146,9 @@ pub fn grant(session: &mut Session, schema: &str, daemon: Option<&str>) -> Resul
 /// Everything that a DBA needs on an empty database, as one script for psql: the roles, the schema, the grants. Whoever runs
 /// it owns the schema; `daemon` is the user of `postgres.url`.
 pub fn print_sql(schema: &str, daemon: &str) -> String {
-    let reader = reader_role(schema);
+    let (reader, eraser) = (reader_role(schema), eraser_role(schema));
     let mut script = String::from("begin;\n");
-    for (role, login) in [(daemon, "login"), (reader.as_str(), "nologin")] {
+    for (role, login) in [(daemon, "login"), (reader.as_str(), "nologin"), (eraser.as_str(), "nologin")] {
         let make = format!("create role {} {login}", quote(role));
         script.push_str(&format!("do $$ begin {make}; exception when duplicate_object then null; end $$;\n"));
     }
@@ -160,6 +167,7 @@ pub fn print_sql(schema: &str, daemon: &str) -> String {
     }
     script.push_str(&grants(GRANTS_DAEMON, schema, daemon));
     script.push_str(&grants(GRANTS_READER, schema, &reader));
+    script.push_str(&grants(GRANTS_ERASER, schema, &eraser));
     script.push_str("commit;\n");
     script
 }

@@ -90,6 +90,12 @@ pub struct RejectedRecord {
     pub payload: Option<Vec<u8>>,
     /// Value of the stored transaction of a conflict.
     pub stored_payload: Option<Vec<u8>>,
+    /// Who closed it, and why.
+    pub closed_by: Option<(String, String)>,
+    /// The transaction that it became.
+    pub became: Option<String>,
+    /// When its bytes were erased, and the value's SHA-256.
+    pub erased: Option<(SystemTime, Vec<u8>)>,
 }
 
 impl Session {
@@ -110,6 +116,9 @@ impl Session {
             headers: row.get(18),
             payload: row.get(19),
             stored_payload: row.get(20),
+            closed_by: row.get::<_, Option<String>>(21).zip(row.get(22)),
+            became: row.get(23),
+            erased: row.get::<_, Option<SystemTime>>(24).zip(row.get(25)),
         }))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation};
+use postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs};
 use postgres::{Client, SimpleQueryMessage, Statement};
 use r2d2_postgres::PostgresConnectionManager;
 
@@ -64,6 +64,19 @@ impl Session {
         Self::connect_with(postgres, role, Patience::new(Some(Timeouts::of(postgres.lease).answer)))
     }
 
+    /// For commands that only look: a standby will do where there is no writable server. Nothing that is sent here writes, and the
+    /// server holds it to that.
+    pub fn connect_to_look(postgres: &config::Postgres, role: &Role) -> Result<Self, StoreError> {
+        let patience = || Patience::new(Some(Timeouts::of(postgres.lease).answer));
+        let mut session = match Self::connect_with(postgres, role, patience()) {
+            // Several servers: rather what is up to date. The second try says what is wrong if nothing answers.
+            Err(StoreError::Connection(_)) => Self::connect_to(postgres, role, patience(), TargetSessionAttrs::Any)?,
+            other => other?,
+        };
+        session.client.batch_execute("set default_transaction_read_only = on")?;
+        Ok(session)
+    }
+
     /// [`connect`](Self::connect) for statements that may take as long as they like: migrations.
     pub fn connect_patiently(postgres: &config::Postgres, role: &Role) -> Result<Self, StoreError> {
         let patience = Patience::new(Some(Timeouts::of(postgres.lease).answer));
@@ -73,8 +86,18 @@ impl Session {
     }
 
     pub(super) fn connect_with(postgres: &config::Postgres, role: &Role, patience: Patience) -> Result<Self, StoreError> {
+        Self::connect_to(postgres, role, patience, TargetSessionAttrs::ReadWrite)
+    }
+
+    fn connect_to(
+        postgres: &config::Postgres,
+        role: &Role,
+        patience: Patience,
+        which: TargetSessionAttrs,
+    ) -> Result<Self, StoreError> {
         let connector = Connector::new(&postgres.tls, patience);
-        let client = client_config(postgres, role)?;
+        let mut client = client_config(postgres, role)?;
+        client.target_session_attrs(which);
         // Which server refuses is half of the answer.
         let failed = |error: StoreError| error.at(&postgres.place());
         // The crate panics where it gets no descriptor for the runtime of a connection.
@@ -177,7 +200,7 @@ pub(super) fn client_config(postgres: &config::Postgres, role: &Role) -> Result<
     // For each address of each host, so it is kept short: several that drop what is sent add up.
     let connect = client.get_connect_timeout().copied().unwrap_or(Duration::from_secs(5));
     client.connect_timeout(connect.min(Duration::from_secs(10)));
-    client.target_session_attrs(postgres::config::TargetSessionAttrs::ReadWrite);
+    client.target_session_attrs(TargetSessionAttrs::ReadWrite);
     // A silent peer is noticed in about 25 s, also while an answer is awaited.
     client.keepalives_idle(Duration::from_secs(10)).keepalives_interval(Duration::from_secs(5)).keepalives_retries(3);
     client.tcp_user_timeout(Duration::from_secs(20));

@@ -28,6 +28,7 @@ have xz || need xz-utils # PostgreSQL's other versions
 { have python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; } || need python3-venv # a signature is verified by another language's library
 { have setpriv && have setsid && have prlimit; } || need util-linux
 { [ -x /bin/kill ] && have pgrep; } || need procps # the shell has a kill of its own; a unit and the tests need the program
+have man || need man-db # the manual pages are held against it
 have systemd-analyze || need systemd # it is not started; tests hold the unit against it
 [ "${1:-}" != --lint ] || have shellcheck || need shellcheck
 if [ "${1:-}" = --systemd ]; then

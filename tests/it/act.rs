@@ -4,7 +4,7 @@ use std::process::Output;
 
 use serde_json::json;
 
-use crate::rig::{Ledger, Relay, Topic, eventually, ids};
+use crate::rig::{Ledger, Load, Relay, Topic, eventually, ids};
 
 fn run(relay: &Relay, args: &[&str]) -> (Option<i32>, String, String) {
     let Output { status, stdout, stderr } = relay.command(args).output().expect("txrelay runs");
@@ -90,5 +90,30 @@ fn a_person_closes_what_is_dead_or_waits_and_says_why() {
     let resolved = "select count(*) from transaction_status s join tx t using (transaction_id) join resolved r on r.id = t.id \
          where s.state = 'resolved' and r.reason = 'booked by hand'";
     assert_eq!(relay.count(resolved), 3);
+    relay.balanced();
+}
+
+#[test]
+fn the_dead_are_retried_under_load_once_each() {
+    let (topic, ledger) = (Topic::new(2), Ledger::start());
+    ledger.behave(&json!({ "status": 400, "share": 0.2, "sticky": true }));
+    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
+    relay.start();
+    let load = Load::start(&topic.name, "l", 300);
+    eventually("a fifth dies", || relay.count("select count(*) from dead") > 100);
+    ledger.behave_well();
+    // While others arrive, are claimed and settled.
+    let retry = || run(&relay, &["retry", "--state", "dead", "--status", "400", "--limit", "30", "--yes"]);
+    for _ in 0..3 {
+        let (code, out, said) = retry();
+        assert_eq!((code, out.as_str()), (Some(0), "30 due now\n"), "{said}");
+    }
+    let sent = load.finish();
+    eventually("none is dead", || run(&relay, &["retry", "--state", "dead", "--yes"]).1.starts_with("none"));
+    eventually("all are delivered", || ledger.count("accepted") as usize == sent.len());
+    eventually("and settled", || relay.count("select count(*) from delivery") == 0);
+    ledger.has_exactly(&sent);
+    assert_eq!(ledger.count("accepted_twice"), 0);
+    assert_eq!(relay.stop().code(), Some(0));
     relay.balanced();
 }

@@ -8,8 +8,8 @@ use txrelay::core::outcome::{Outcome, Sent};
 use txrelay::core::record::{LogId, Record, TopicPartition};
 use txrelay::store::{
     Advance, Batch, Candidate, Claimant, Floor, Heartbeat, Ingested, LeaseTime, Leased, Link, Pool, Registration, Reject, Role,
-    Room, SchemaState, Session, Settled, Settlement, StoreError, Timelines, Topics, Tried, Writer, ensure_pipeline, migrate,
-    print_sql, reader_role, schema_state,
+    Room, SchemaState, Session, Settled, Settlement, StoreError, Timelines, Topics, Tried, Writer, ensure_pipeline, eraser_role,
+    migrate, print_sql, reader_role, schema_state,
 };
 
 use crate::rig::{postgres_url, unique};
@@ -244,17 +244,22 @@ fn what_is_printed_is_what_migrate_would_do() {
     let config = postgres(&unique("it_printed"));
     let mut session = Session::connect(&config, &role()).expect("connects");
     let daemon = unique("it_daemon");
-    let reader = reader_role(&config.schema);
+    let (reader, eraser) = (reader_role(&config.schema), eraser_role(&config.schema));
     for round in ["on an empty database", "where the roles are there"] {
         session.client().batch_execute(&print_sql(&config.schema, &daemon)).expect(round);
         assert_eq!(schema_state(&mut session).expect("looked"), SchemaState::Ready);
         let allowed = "select has_table_privilege($1, 'tx', 'insert') and not has_table_privilege($1, 'audit_log', 'select') \
-             and has_table_privilege($2, 'transaction_status', 'select') and not has_table_privilege($2, 'tx', 'select')";
-        let allowed: bool = session.client().query_one(allowed, &[&daemon, &reader]).expect("answers").get(0);
+             and has_table_privilege($2, 'transaction_status', 'select') and not has_any_column_privilege($2, 'tx', 'update') \
+             and has_column_privilege($3, 'tx', 'payload', 'update') and not has_column_privilege($3, 'tx', 'transaction_id', 'update') \
+             and not has_any_column_privilege($1, 'tx', 'update')";
+        let allowed: bool = session.client().query_one(allowed, &[&daemon, &reader, &eraser]).expect("answers").get(0);
         assert!(allowed, "{round}");
         session.client().batch_execute(&format!("drop schema \"{}\" cascade", config.schema)).expect("dropped");
     }
-    session.client().batch_execute(&format!("drop role \"{daemon}\"; drop role \"{reader}\"")).expect("dropped");
+    session
+        .client()
+        .batch_execute(&format!("drop role \"{daemon}\"; drop role \"{reader}\"; drop role \"{eraser}\""))
+        .expect("dropped");
 }
 
 #[test]

@@ -6,8 +6,7 @@ pub fn wrong_offsets(client: &mut postgres::Client) -> String {
         with place as (
           select o.name as topic, x.partition, x.incarnation, int8range(x.kafka_offset, x.kafka_offset + 1) as r
           from tx x join topic o on o.id = x.topic_id
-          where not exists (select from rejected j where j.topic = o.name and j.partition = x.partition
-            and j.incarnation = x.incarnation and j.kafka_offset = x.kafka_offset and j.resolved_at is not null)
+          where not exists (select from rejected j where j.became_id = x.id)
           union all select topic, partition, incarnation, int8range(kafka_offset, kafka_offset + 1) from duplicate
           union all select topic, partition, incarnation, int8range(kafka_offset, kafka_offset + 1) from rejected
           union all select topic, partition, incarnation, unnest(offsets) from skipped

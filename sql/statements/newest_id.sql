@@ -1,0 +1,2 @@
+-- The highest tx.id.
+select coalesce(max(id), 0) from tx
