@@ -107,18 +107,18 @@ impl TlsWords {
     }
 }
 
-fn file(word: &str, path: &str) -> Result<PathBuf, String> {
+pub(super) fn file(word: &str, path: &str) -> Result<PathBuf, String> {
     if hidden(path) {
         return Ok(path.into());
     }
     secret::expand(path, |variable| std::env::var_os(variable)).map_err(|problem| format!("{word}: {problem}"))
 }
 
-fn hidden(path: &str) -> bool {
+pub(super) fn hidden(path: &str) -> bool {
     secret::is_hidden(path, |variable| std::env::var_os(variable))
 }
 
-fn certificates(word: &str, path: &Path) -> Result<Vec<X509>, String> {
+pub(super) fn certificates(word: &str, path: &Path) -> Result<Vec<X509>, String> {
     let shown = path.display();
     let pem = std::fs::read(path).map_err(|e| format!("{word}: {shown} cannot be read: {}", super::io_text(&e)))?;
     match X509::stack_from_pem(&pem) {
@@ -127,7 +127,7 @@ fn certificates(word: &str, path: &Path) -> Result<Vec<X509>, String> {
     }
 }
 
-fn client_certificate(cert: &str, key: &str) -> Result<ClientCertificate, String> {
+pub(super) fn client_certificate(cert: &str, key: &str) -> Result<ClientCertificate, String> {
     let (chain, key_file) = (file("sslcert", cert)?, file("sslkey", key)?);
     if hidden(cert) || hidden(key) {
         return Ok(ClientCertificate { chain, key: key_file });

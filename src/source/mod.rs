@@ -3,15 +3,22 @@
 //!
 //! May use `config` and `core`. Never: SQL, HTTP, metrics, logging of its own.
 
+mod broker;
 #[cfg(feature = "librdkafka")]
 mod librdkafka;
+pub mod preflight;
+mod sasl;
+mod tls;
 #[cfg(feature = "librdkafka")]
 mod topic_id;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
+
+pub use tls::TlsFault;
 
 use crate::config::{self, Start};
 use crate::core::record::{Record, TopicPartition};

@@ -88,6 +88,9 @@ impl Rig {
 
     fn kafka(&self) -> config::Kafka {
         config::Kafka {
+            client: config::KafkaClient::Librdkafka,
+            tls: None,
+            sasl: None,
             brokers: vec![bootstrap()],
             topics: vec![self.topic.clone()],
             group: format!("group-{}", self.topic),

@@ -28,9 +28,6 @@ fn a_password_comes_from_its_file() {
 #[test]
 fn what_belongs_to_later_versions_is_refused_and_not_ignored() {
     for (line, key) in [
-        ("kafka.client = \"kafka\"", "kafka.client"),
-        ("kafka.tls = {}", "kafka.tls"),
-        ("kafka.sasl.username = \"u\"", "kafka.sasl"),
         ("downstream.rate_limit = 5", "downstream.rate_limit"),
         ("downstream.auth.bearer_file = \"/x\"", "downstream.auth"),
         ("downstream.tls.ca_file = \"/x\"", "downstream.tls"),

@@ -1,0 +1,197 @@
+//! Whether the cluster can be read as configured, asked before reading, and one sentence for each reason why not.
+//!
+//! librdkafka keeps trying and says little: an expired certificate, a wrong name and an unknown CA are one text there, and a
+//! wrong port or a missing log-in is a closed connection without any. Here each is looked at by itself.
+
+mod finding;
+
+use std::time::Duration;
+
+pub use finding::Finding;
+
+use super::broker::{self, Cluster, Door, Refusal, Topic, Versions};
+use super::tls::TlsFault;
+use super::wire::{Fault, Wire};
+use crate::config::{self, KafkaClient};
+
+/// What is wrong at one broker, or with one topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// `host:port` that was asked.
+    pub broker: String,
+    /// What was found.
+    pub finding: Finding,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.finding.sentence(&self.broker))
+    }
+}
+
+/// Asks the configured brokers in their order. Fails only if none of them can be read from: with what is wrong at each.
+/// Otherwise it returns what is wrong with topics and group, asked of the first that is well.
+pub fn check(kafka: &config::Kafka, timeout: Duration) -> Result<Vec<Problem>, Vec<Problem>> {
+    let mut problems: Vec<Problem> = Vec::new();
+    for address in &kafka.brokers {
+        match examine(kafka, address, timeout) {
+            Ok(found) => return Ok(found.into_iter().map(|finding| Problem { broker: address.clone(), finding }).collect()),
+            Err(finding) => problems.push(Problem { broker: address.clone(), finding }),
+        }
+    }
+    Err(problems)
+}
+
+/// The one sentence why this configuration cannot work with this cluster, whatever its brokers do next; `None`: it may, or
+/// nobody answered, which the client mends by itself.
+pub fn refusal(kafka: &config::Kafka, timeout: Duration) -> Option<String> {
+    let problems = match check(kafka, timeout) {
+        Ok(_) => return None,
+        Err(problems) => problems,
+    };
+    // One that is merely away may be the one that works.
+    let lasting = problems.iter().all(|problem| !problem.finding.is_absence());
+    lasting.then(|| problems.first().map(ToString::to_string)).flatten()
+}
+
+/// One broker: `Err` is why it cannot be read from at all.
+fn examine(kafka: &config::Kafka, address: &str, timeout: Duration) -> Result<Vec<Finding>, Finding> {
+    let door = Door::of(kafka).map_err(Finding::Tls)?;
+    let (mut wire, versions) = door.enter(address, timeout).map_err(|refusal| explain(kafka, address, timeout, refusal))?;
+    fits(kafka, &versions)?;
+    let cluster = match broker::metadata(wire.until(timeout), &versions, &kafka.topics) {
+        Ok(cluster) => cluster,
+        Err(fault) => return Err(refused_after_versions(kafka, address, timeout, &door, fault)),
+    };
+    let mut findings: Vec<Finding> = cluster.topics.iter().filter_map(of_topic).collect();
+    if let Some(code) = group_refused(&door, &mut wire, &kafka.group, timeout) {
+        findings.push(Finding::GroupDenied { group: kafka.group.clone(), code });
+    }
+    if kafka.client == KafkaClient::Kafka {
+        for topic in cluster.topics.iter().filter(|topic| topic.error == 0) {
+            findings.extend(unreadable(&door, &cluster, topic, timeout));
+        }
+    }
+    Ok(findings)
+}
+
+/// Whether client and broker have versions in common.
+fn fits(kafka: &config::Kafka, versions: &Versions) -> Result<(), Finding> {
+    if kafka.client == KafkaClient::Kafka {
+        for (key, name, version) in [
+            (broker::FETCH, "Fetch", 0),
+            (broker::LIST_OFFSETS, "ListOffsets", 1),
+            (broker::METADATA, "Metadata", 0),
+            (broker::METADATA, "Metadata", 4),
+            (broker::FIND_COORDINATOR, "FindCoordinator", 0),
+            (broker::OFFSET_COMMIT, "OffsetCommit", 1),
+            (broker::OFFSET_FETCH, "OffsetFetch", 1),
+        ] {
+            if !versions.has(key, version) {
+                return Err(Finding::Versions { request: name, offered: versions.range(key), needed: version });
+            }
+        }
+        return Ok(());
+    }
+    if !versions.has(broker::FETCH, 4) {
+        return Err(Finding::TooOld { offered: versions.range(broker::FETCH) });
+    }
+    if kafka.wants_new_group_protocol() && versions.range(broker::CONSUMER_GROUP_HEARTBEAT).is_none_or(|(_, high)| high < 1) {
+        return Err(Finding::NoNewGroupProtocol);
+    }
+    Ok(())
+}
+
+/// What a failure to get in means: with the other kind of connection one can tell.
+fn explain(kafka: &config::Kafka, address: &str, timeout: Duration, refusal: Refusal) -> Finding {
+    let fault = match refusal {
+        Refusal::Mechanism(offered) => {
+            let asked = kafka.sasl.as_ref().map_or("", |sasl| sasl.mechanism.name());
+            return Finding::Mechanism { asked, offered };
+        }
+        Refusal::NoSasl => return Finding::NoSaslThere,
+        Refusal::Credentials(words) => return Finding::Credentials(words),
+        Refusal::Password(words) => return Finding::PasswordFile(words),
+        Refusal::Fault(fault) => fault,
+    };
+    match fault {
+        Fault::Dns(words) => Finding::Dns(words),
+        Fault::Refused => Finding::Refused,
+        Fault::Unreachable(words) => Finding::Unreachable(words),
+        Fault::Tls(TlsFault::NotTls | TlsFault::Broken(_)) if answers_plainly(address, timeout) => Finding::PlainPort,
+        Fault::Tls(fault) => Finding::Tls(fault),
+        Fault::Closed | Fault::Silent | Fault::Garbage(_) if kafka.tls.is_none() && speaks_tls(address, timeout) => {
+            Finding::TlsPort
+        }
+        Fault::Garbage(begin) => Finding::NotKafka(begin),
+        Fault::Closed => Finding::ClosedAtOnce,
+        Fault::Silent => Finding::Silent,
+    }
+}
+
+/// A port that asks for a log-in closes the connection at the first request that needs one.
+fn refused_after_versions(kafka: &config::Kafka, address: &str, timeout: Duration, door: &Door, fault: Fault) -> Finding {
+    if kafka.sasl.is_none()
+        && let Ok((mut wire, _)) = door.knock(address, timeout)
+        && let Ok(Some(offered)) = broker::mechanisms(&mut wire)
+    {
+        return Finding::SaslRequired { offered };
+    }
+    explain(kafka, address, timeout, fault.into())
+}
+
+fn answers_plainly(address: &str, timeout: Duration) -> bool {
+    Door::plain().knock(address, timeout).is_ok()
+}
+
+/// Whatever the certificate: it shook hands.
+fn speaks_tls(address: &str, timeout: Duration) -> bool {
+    let Ok(connector) = super::tls::connector(&config::KafkaTls::default()) else { return false };
+    match Wire::connect(address, Some(&connector), timeout) {
+        Ok(_) => true,
+        Err(Fault::Tls(fault)) => !matches!(fault, TlsFault::NotTls | TlsFault::Broken(_) | TlsFault::Files(_)),
+        Err(_) => false,
+    }
+}
+
+fn of_topic(topic: &Topic) -> Option<Finding> {
+    let name = topic.name.clone();
+    match topic.error {
+        0 | 5 => None,
+        3 => Some(Finding::TopicMissing(name)),
+        29 => Some(Finding::TopicDenied(name)),
+        code => Some(Finding::Topic { topic: name, code }),
+    }
+}
+
+/// Kafka's error code where this user may not use the group; anything else about it is left to the client.
+fn group_refused(door: &Door, wire: &mut Wire, group: &str, timeout: Duration) -> Option<i16> {
+    let denied = |code: &i16| *code == 30;
+    match broker::coordinator(wire.until(timeout), group) {
+        Ok(Err(code)) => Some(code).filter(denied),
+        Ok(Ok(address)) => {
+            let (mut wire, _) = door.enter(&address, timeout).ok()?;
+            broker::committed(&mut wire, group, "txrelay", 0).ok()?.err().filter(denied)
+        }
+        Err(_) => None,
+    }
+}
+
+/// Reads the first batch of each partition's log as the pure-Rust client would.
+fn unreadable(door: &Door, cluster: &Cluster, topic: &Topic, timeout: Duration) -> Option<Finding> {
+    for (partition, leader) in &topic.partitions {
+        let address = cluster.brokers.get(leader)?;
+        let (mut wire, _) = door.enter(address, timeout).ok()?;
+        let low = broker::offsets(&mut wire, &topic.name, &[*partition], broker::EARLIEST).ok()?.remove(partition)?.ok()?;
+        let name = topic.name.clone();
+        match broker::first_batch(wire.until(timeout), &topic.name, *partition, low).ok()? {
+            // A zstd batch, to a client that asks as this one does; old brokers call it unknown.
+            Err(76) => return Some(Finding::Codec { topic: name, codec: "zstd" }),
+            Err(35) => return Some(Finding::NoDownConversion(name)),
+            Ok(Some((0, attributes))) if attributes & 7 == 3 => return Some(Finding::Codec { topic: name, codec: "lz4" }),
+            Ok(Some((0, _)) | None) | Err(_) => {}
+            Ok(Some(_)) => return Some(Finding::NoDownConversion(name)),
+        }
+    }
+    None
+}
