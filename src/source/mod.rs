@@ -4,6 +4,8 @@
 //! May use `config` and `core`. Never: SQL, HTTP, metrics, logging of its own.
 
 mod broker;
+#[cfg(feature = "kafka")]
+mod kafka;
 #[cfg(feature = "librdkafka")]
 mod librdkafka;
 pub mod preflight;
@@ -186,8 +188,18 @@ pub trait MessageSource {
 /// the group: what is asked before it (ids, watermarks, where to start) is asked without being a member.
 ///
 /// `instance` is the `group.instance.id`: a member that comes back under it within `session.timeout.ms` has its partitions
-/// again at once, and a second one under it fences the first. `None`: a dynamic member.
-#[cfg(feature = "librdkafka")]
+/// again at once, and a second one under it fences the first. `None`: a dynamic member. The pure-Rust client knows no members:
+/// it takes all partitions, and the caller sees to it that one process reads.
 pub fn open(kafka: &config::Kafka, instance: Option<&str>) -> Result<Box<dyn MessageSource>, SourceError> {
-    Ok(Box::new(librdkafka::Librdkafka::open(kafka, instance)?))
+    match kafka.client {
+        #[cfg(feature = "librdkafka")]
+        config::KafkaClient::Librdkafka => Ok(Box::new(librdkafka::Librdkafka::open(kafka, instance)?)),
+        #[cfg(feature = "kafka")]
+        config::KafkaClient::Kafka => {
+            let _ = instance;
+            Ok(Box::new(self::kafka::KafkaCrate::open(kafka)?))
+        }
+        #[cfg(not(all(feature = "librdkafka", feature = "kafka")))]
+        client => Err(SourceError::Settings(format!("this build has no client \"{}\" ({instance:?})", client.word()))),
+    }
 }
