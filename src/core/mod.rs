@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod clock;
 pub mod fault;
 pub mod headers;
+pub mod hole;
 pub mod idempotency;
 pub mod identify;
 pub mod ledger;

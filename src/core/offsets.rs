@@ -24,6 +24,32 @@ pub fn holes(expected: i64, read: impl IntoIterator<Item = i64>, new: i64) -> Ve
     holes
 }
 
+/// Ascending offsets as runs of neighbours.
+pub fn add(runs: &mut Vec<Offsets>, offset: i64) {
+    match runs.last_mut() {
+        Some(last) if last.end == offset => last.end += 1,
+        _ => runs.push(offset..offset + 1),
+    }
+}
+
+/// What is in `all` and in none of `without`; both ascending, without overlaps.
+pub fn minus(all: &[Offsets], without: &[Offsets]) -> Vec<Offsets> {
+    let mut left = Vec::new();
+    for range in all {
+        let mut next = range.start;
+        for out in without.iter().filter(|out| out.start < range.end && out.end > range.start) {
+            if out.start > next {
+                left.push(next..out.start);
+            }
+            next = next.max(out.end);
+        }
+        if next < range.end {
+            left.push(next..range.end);
+        }
+    }
+    left
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,6 +67,17 @@ mod tests {
         check(5, &[7, 8, 11], 14, &[(5, 7), (9, 11), (12, 14)]);
         check(5, &[], 9, &[(5, 9)]);
         check(5, &[], 5, &[]);
+    }
+
+    #[test]
+    fn what_is_taken_out_of_ranges_leaves_the_rest() {
+        let minus = |all: &[(i64, i64)], without: &[(i64, i64)]| {
+            let ranges = |of: &[(i64, i64)]| of.iter().map(|r| r.0..r.1).collect::<Vec<_>>();
+            minus(&ranges(all), &ranges(without)).iter().map(|r| (r.start, r.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(minus(&[(0, 10)], &[]), [(0, 10)]);
+        assert_eq!(minus(&[(0, 10), (20, 30)], &[(3, 5), (8, 22), (29, 40)]), [(0, 3), (5, 8), (22, 29)]);
+        assert_eq!(minus(&[(0, 10)], &[(0, 10)]), []);
     }
 
     proptest! {

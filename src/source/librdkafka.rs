@@ -8,6 +8,7 @@
 //! A *parked* partition is one that the group gave us and librdkafka's assignment does not hold: there is no fetcher for it,
 //! so that nothing can be delivered, prefetched or reported out of range.
 
+mod apart;
 mod context;
 mod convert;
 mod errors;
@@ -22,11 +23,12 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+pub use self::apart::{Apart, look_again};
 use self::context::{Context, Rebalance};
 use self::convert::{list_of, only_offset, record, shared_name};
 use self::errors::Meaning;
 use super::topic_id;
-use super::{MessageSource, Polled, SourceError, TopicInfo, Watermarks};
+use super::{MessageSource, Polled, SourceError, TopicInfo, TopicSettings, Watermarks};
 use crate::config::{self, Start};
 use crate::core::record::{Record, TopicPartition};
 
@@ -309,6 +311,11 @@ impl MessageSource for Librdkafka {
 
     fn topics(&mut self, timeout: Duration) -> Result<Vec<TopicInfo>, SourceError> {
         topic_id::describe(&self.consumer, &self.topics, timeout).map_err(|e| self.request_failed("describe the topics", e))
+    }
+
+    fn settings(&mut self, topic: &str, timeout: Duration) -> Result<Option<TopicSettings>, SourceError> {
+        let found = topic_id::settings(&self.consumer, topic, timeout);
+        found.map(|found| found.map(convert::settings)).map_err(|e| self.request_failed("read the topic's settings", e))
     }
 
     fn watermarks(&mut self, at: &TopicPartition, timeout: Duration) -> Result<Watermarks, SourceError> {

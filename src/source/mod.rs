@@ -15,6 +15,9 @@ mod tls;
 mod topic_id;
 mod wire;
 
+#[cfg(feature = "librdkafka")]
+pub use librdkafka::{Apart, look_again};
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,10 +96,13 @@ impl TroubleKind {
 /// Why a source can no longer be used as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// Drop what is in hand, build a new source and go on from PostgreSQL's positions. Polling on could skip a range:
-    /// a decoding error (bad checksum, bad compression, unknown format), or a fatal error of the client.
+    /// Drop what is in hand, build a new source and go on from PostgreSQL's positions: a fatal error of the client.
     #[error("{0}")]
     Rebuild(String),
+    /// As `Rebuild`, because of a batch that cannot be decoded (bad checksum, bad compression, unknown format): polling on
+    /// could skip a range. Which partition's it is the client does not say; [`Apart`] finds out.
+    #[error("{0}")]
+    Damaged(String),
     /// Another process runs under this name (`FencedInstanceId`): exit, and do not come back by yourself.
     #[error("{0}")]
     Fenced(String),
@@ -126,6 +132,41 @@ pub struct TopicInfo {
     pub id: Option<Uuid>,
     /// How many partitions it has; `None`: it does not exist.
     pub partitions: Option<i32>,
+}
+
+/// What a topic is configured to do with its records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopicSettings {
+    /// `cleanup.policy` contains `compact`: any offset may be missing.
+    pub compacted: bool,
+    /// How long records are kept; `None`: for ever, or as long as the size allows.
+    pub retention: Option<Duration>,
+}
+
+/// What [`Apart::read`] brought.
+#[derive(Debug)]
+pub struct Chunk {
+    /// Sound records, in order.
+    pub records: Vec<Record>,
+    /// The next offset: behind the last record, and behind markers and aborted records that were passed.
+    pub next: i64,
+    /// Why there are no more.
+    pub ended: Ended,
+}
+
+/// Why a reader apart from the group has stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// As many as were wanted.
+    Full,
+    /// There is no more that is committed.
+    EndOfLog,
+    /// The deadline; with the last trouble, if there was any.
+    Late(String),
+    /// What lies at `next` cannot be decoded, in the client's words.
+    Damaged(String),
+    /// The log does not hold the offset at which reading was to begin.
+    PositionLost(String),
 }
 
 /// One Kafka client. Used by one thread only.
@@ -165,6 +206,9 @@ pub trait MessageSource {
 
     /// Topic ids and partition counts, asked of the cluster.
     fn topics(&mut self, timeout: Duration) -> Result<Vec<TopicInfo>, SourceError>;
+
+    /// What the topic is configured to do; `None`: this user may not ask.
+    fn settings(&mut self, topic: &str, timeout: Duration) -> Result<Option<TopicSettings>, SourceError>;
 
     /// Asked of the partition's leader.
     fn watermarks(&mut self, at: &TopicPartition, timeout: Duration) -> Result<Watermarks, SourceError>;

@@ -1,12 +1,14 @@
 //! The one place for `unsafe`: what librdkafka can do and the safe interface of rdkafka 0.39 cannot.
 //!
 //! - Topic ids. A topic deleted and created again is noticed by nothing else: offsets go on as if it were the old one.
+//! - A topic's settings, asked on the connections that are there; the safe way is a second client with threads of its own.
 //! - Headers whose names are not UTF-8. rdkafka unwraps the conversion: one such header would end the consumer thread, at
 //!   every restart again.
 //! - The cluster's id without a leak: rdkafka never frees the copy that it is given, and this one is asked for ever.
 
 #![allow(unsafe_code)]
 
+use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char};
 use std::ptr;
 use std::sync::Arc;
@@ -49,27 +51,18 @@ pub(super) fn describe<C: ConsumerContext>(
 ) -> Result<Vec<TopicInfo>, String> {
     let names = topics.iter().map(|t| CString::new(&**t)).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
     let mut names: Vec<*const c_char> = names.iter().map(|n| n.as_ptr()).collect();
-    let timeout_ms = i32::try_from(timeout.min(PATIENCE).as_millis()).unwrap_or(i32::MAX).max(1);
     let client = consumer.client().native_ptr();
 
     // SAFETY: `client` lives as long as `consumer`; `names` holds as many pointers to strings as is said, and librdkafka
-    // copies them; the error buffer is as long as is said; options, queue and collection are valid until the end of this
-    // function, and librdkafka keeps references of its own for a request that is still under way then.
+    // copies them; the collection is valid until the end of this block, and librdkafka needs it no longer.
     let answer = unsafe {
         let collection = Owned::new(
             rd::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len()),
             rd::rd_kafka_TopicCollection_destroy,
         )?;
-        let options = Owned::new(
-            rd::rd_kafka_AdminOptions_new(client, rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS),
-            rd::rd_kafka_AdminOptions_destroy,
-        )?;
-        let mut error: [c_char; 256] = [0; 256];
-        rd::rd_kafka_AdminOptions_set_request_timeout(options.0, timeout_ms, error.as_mut_ptr(), error.len());
-        let queue = Owned::new(rd::rd_kafka_queue_new(client), rd::rd_kafka_queue_destroy)?;
-        rd::rd_kafka_DescribeTopics(client, collection.0, options.0, queue.0);
-        Owned::new(rd::rd_kafka_queue_poll(queue.0, timeout_ms + 500), rd::rd_kafka_event_destroy)
-            .map_err(|_| format!("no answer within {timeout_ms} ms"))?
+        ask(client, rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, timeout, |options, queue| {
+            rd::rd_kafka_DescribeTopics(client, collection.0, options, queue);
+        })?
     };
 
     // SAFETY: `answer` is an event that is not null; its error text and its result live as long as it does. The result is
@@ -91,6 +84,82 @@ pub(super) fn describe<C: ConsumerContext>(
     };
     // SAFETY: each is a description out of `answer`, which is still alive, in the order asked (librdkafka sorts them so).
     topics.iter().zip(found).map(|(topic, found)| unsafe { topic_info(topic, *found) }).collect()
+}
+
+/// Sends a question by `send`, which is given options and a queue for the answer. Waits 3.5 s at most.
+///
+/// # Safety
+/// `client` is alive, and `send` asks it with these options and this queue.
+unsafe fn ask(
+    client: *mut rd::rd_kafka_t,
+    what: rd::rd_kafka_admin_op_t,
+    timeout: Duration,
+    send: impl FnOnce(*const rd::rd_kafka_AdminOptions_t, *mut rd::rd_kafka_queue_t),
+) -> Result<Owned<rd::rd_kafka_event_t>, String> {
+    let timeout_ms = i32::try_from(timeout.min(PATIENCE).as_millis()).unwrap_or(i32::MAX).max(1);
+    // SAFETY: by this function's own condition; the error buffer is as long as is said; options and queue are valid until the
+    // end of this function, and librdkafka keeps references of its own for a request that is still under way then.
+    unsafe {
+        let options = Owned::new(rd::rd_kafka_AdminOptions_new(client, what), rd::rd_kafka_AdminOptions_destroy)?;
+        let mut error: [c_char; 256] = [0; 256];
+        rd::rd_kafka_AdminOptions_set_request_timeout(options.0, timeout_ms, error.as_mut_ptr(), error.len());
+        let queue = Owned::new(rd::rd_kafka_queue_new(client), rd::rd_kafka_queue_destroy)?;
+        send(options.0, queue.0);
+        Owned::new(rd::rd_kafka_queue_poll(queue.0, timeout_ms + 500), rd::rd_kafka_event_destroy)
+            .map_err(|_| format!("no answer within {timeout_ms} ms"))
+    }
+}
+
+/// Asks for a topic's settings by DescribeConfigs. `None`: this user may not ask. Waits 3.5 s at most.
+pub(super) fn settings<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    timeout: Duration,
+) -> Result<Option<HashMap<String, String>>, String> {
+    let name = CString::new(topic).map_err(|e| e.to_string())?;
+    let client = consumer.client().native_ptr();
+    // SAFETY: `client` lives as long as `consumer`; the name is copied; the resource is valid until the end of this block, and
+    // librdkafka copies it, too.
+    let answer = unsafe {
+        let resource = Owned::new(
+            rd::rd_kafka_ConfigResource_new(rd::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name.as_ptr()),
+            rd::rd_kafka_ConfigResource_destroy,
+        )?;
+        ask(client, rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS, timeout, |options, queue| {
+            let mut resources = [resource.0];
+            rd::rd_kafka_DescribeConfigs(client, resources.as_mut_ptr(), resources.len(), options, queue);
+        })?
+    };
+    // SAFETY: as in `describe`: what the event holds lives as long as it does; each array is as long as librdkafka says, and
+    // an entry's name and value are null or C strings.
+    unsafe {
+        if rd::rd_kafka_event_error(answer.0) != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(text(rd::rd_kafka_event_error_string(answer.0)));
+        }
+        let result = rd::rd_kafka_event_DescribeConfigs_result(answer.0);
+        if result.is_null() {
+            return Err("the answer is of another kind".into());
+        }
+        let mut count = 0;
+        let first = rd::rd_kafka_DescribeConfigs_result_resources(result, &mut count);
+        if first.is_null() || count != 1 {
+            return Err(format!("the answer is about {count} topics"));
+        }
+        match rd::rd_kafka_ConfigResource_error(*first) {
+            Code::RD_KAFKA_RESP_ERR_NO_ERROR => {}
+            Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED | Code::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED => {
+                return Ok(None);
+            }
+            _ => return Err(text(rd::rd_kafka_ConfigResource_error_string(*first))),
+        }
+        let entries = rd::rd_kafka_ConfigResource_configs(*first, &mut count);
+        if entries.is_null() {
+            return Ok(Some(HashMap::new()));
+        }
+        let entries = std::slice::from_raw_parts(entries, count);
+        let pair = |entry: &*const _| (text(rd::rd_kafka_ConfigEntry_name(*entry)), text(rd::rd_kafka_ConfigEntry_value(*entry)));
+        Ok(Some(entries.iter().map(pair).collect()))
+    }
 }
 
 /// # Safety

@@ -34,6 +34,7 @@ clean_up() {
   [ ! -s "$dir/kafka/state" ] || "$here/kafka.sh" down "$dir/kafka" || true
   # Clusters of tests that were broken off.
   local left
+  for left in "$dir"/cmd/kafka-*; do [ ! -s "$left/state" ] || "$here/kafka.sh" kill9 "$left" || true; done
   for left in "$dir"/cmd/pg-*; do [ ! -d "$left" ] || "$here/pg.sh" drop "$left" || true; done
   [ ! -s "$dir/pg/port" ] || "$here/pg.sh" down "$dir/pg" -m immediate || true
   rm -rf "$dir"

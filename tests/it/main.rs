@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod act;
+mod apart;
 mod backlog;
 mod clocks;
 mod deliver;

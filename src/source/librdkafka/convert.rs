@@ -1,13 +1,15 @@
 //! Between librdkafka's types and ours.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::core::record::{Record, TopicPartition};
-use crate::source::topic_id;
+use crate::source::{TopicSettings, topic_id};
 
 /// The record's own bytes, and nothing else, are copied.
 pub(super) fn record(message: &BorrowedMessage<'_>, topics: &[Arc<str>]) -> Record {
@@ -41,4 +43,12 @@ pub(super) fn only_offset(list: &TopicPartitionList) -> KafkaResult<Offset> {
     let element = elements.first().ok_or(KafkaError::NoMessageReceived)?;
     element.error()?;
     Ok(element.offset())
+}
+
+/// A topic's settings as Kafka writes them; a `retention.ms` of -1 is for ever.
+pub(super) fn settings(found: HashMap<String, String>) -> TopicSettings {
+    let policies = found.get("cleanup.policy").map_or("", String::as_str);
+    let has = |policy| policies.split(',').any(|word| word.trim() == policy);
+    let retention = found.get("retention.ms").and_then(|ms| ms.parse::<u64>().ok()).map(Duration::from_millis);
+    TopicSettings { compacted: has("compact"), retention: retention.filter(|_| has("delete")) }
 }

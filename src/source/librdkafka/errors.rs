@@ -39,7 +39,7 @@ pub(super) fn meaning(error: &KafkaError, fatal: Option<(Code, String)>, told: &
         Code::FencedInstanceId => Meaning::Broken(fatal_error(code, &told.reason)),
         // The reader may have lost its place in the answer and would go on behind records that it never delivered.
         Code::BadMessage | Code::BadCompression | Code::NotImplemented | Code::Underflow | Code::Partial | Code::Inconsistent => {
-            Meaning::Broken(SourceError::Rebuild(format!("a fetched batch could not be decoded: {}", told.reason)))
+            Meaning::Broken(SourceError::Damaged(format!("a fetched batch could not be decoded: {}", told.reason)))
         }
         Code::Fatal => Meaning::Broken(fatal_error(code, &told.reason)),
         _ if matches!(error, KafkaError::MessageConsumptionFatal(_)) => Meaning::Broken(fatal_error(code, &told.reason)),
@@ -183,7 +183,7 @@ mod tests {
     fn a_batch_that_cannot_be_decoded_is_never_polled_past() {
         for code in [Code::BadMessage, Code::BadCompression, Code::NotImplemented, Code::Underflow, Code::Partial] {
             let meaning = meaning(&KafkaError::MessageConsumption(code), None, &told("x"), "g");
-            assert!(matches!(meaning, Meaning::Broken(SourceError::Rebuild(_))), "{code:?} {meaning:?}");
+            assert!(matches!(meaning, Meaning::Broken(SourceError::Damaged(_))), "{code:?} {meaning:?}");
         }
     }
 

@@ -12,21 +12,79 @@ use super::{LIMIT, bed, bootstrap, unique};
 /// A topic of its own, and a producer.
 pub struct Topic {
     pub name: String,
+    brokers: String,
     producer: BaseProducer,
 }
 
 impl Topic {
     pub fn new(partitions: i32) -> Self {
-        let name = unique("it");
-        bed(&["topic", "--brokers", &bootstrap(), "--create", &name, "--partitions", &partitions.to_string()]);
-        Self::existing(&name)
+        Self::on(&bootstrap(), partitions, &[])
+    }
+
+    /// On these brokers, with settings (`key=value`).
+    #[track_caller]
+    pub fn on(brokers: &str, partitions: i32, settings: &[&str]) -> Self {
+        let topic = Self::at(brokers, &unique("it"));
+        topic.create(partitions, settings);
+        topic
     }
 
     /// One that is there.
     pub fn existing(name: &str) -> Self {
-        let producer =
-            ClientConfig::new().set("bootstrap.servers", bootstrap()).set("linger.ms", "5").create().expect("a producer");
-        Self { name: name.to_owned(), producer }
+        Self::at(&bootstrap(), name)
+    }
+
+    fn at(brokers: &str, name: &str) -> Self {
+        let producer = producer(brokers, &[]);
+        Self { name: name.to_owned(), brokers: brokers.to_owned(), producer }
+    }
+
+    /// It is created, perhaps again.
+    #[track_caller]
+    pub fn create(&self, partitions: i32, settings: &[&str]) {
+        let partitions = partitions.to_string();
+        let mut args = vec!["topic", "--brokers", &self.brokers, "--create", &self.name, "--partitions", &partitions];
+        args.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+        bed(&args);
+    }
+
+    #[track_caller]
+    pub fn delete(&self) {
+        bed(&["topic", "--brokers", &self.brokers, "--delete", &self.name]);
+    }
+
+    /// Writes transactions with these ids to one partition, as one batch each call; returns the ids.
+    #[track_caller]
+    pub fn write(&self, partition: i32, ids: Vec<String>) -> Vec<String> {
+        self.write_with(&self.producer, partition, &ids);
+        ids
+    }
+
+    /// Compressed.
+    #[track_caller]
+    pub fn write_gzip(&self, partition: i32, ids: Vec<String>) -> Vec<String> {
+        self.write_with(&producer(&self.brokers, &[("compression.type", "gzip")]), partition, &ids);
+        ids
+    }
+
+    /// In a Kafka transaction, which is committed or aborted.
+    #[track_caller]
+    pub fn write_in_transaction(&self, partition: i32, ids: Vec<String>, commit: bool) -> Vec<String> {
+        let producer = producer(&self.brokers, &[("transactional.id", &unique("tx"))]);
+        producer.init_transactions(LIMIT).expect("transactions");
+        producer.begin_transaction().expect("a transaction");
+        self.write_with(&producer, partition, &ids);
+        if commit { producer.commit_transaction(LIMIT) } else { producer.abort_transaction(LIMIT) }.expect("an end");
+        ids
+    }
+
+    fn write_with(&self, producer: &BaseProducer, partition: i32, ids: &[String]) {
+        for id in ids {
+            let value = transaction(id);
+            let record = BaseRecord::to(&self.name).partition(partition).key(id).payload(&value);
+            producer.send(record).map_err(|(e, _)| e).expect("queued");
+        }
+        producer.flush(LIMIT).expect("Kafka takes the records");
     }
 
     /// Writes values in order, spread over partitions by `i`, and waits until Kafka has them.
@@ -45,6 +103,16 @@ impl Topic {
         let values: Vec<Vec<u8>> = ids.into_iter().map(|id| transaction(&id)).collect();
         self.produce(values.iter().map(Vec::as_slice));
     }
+}
+
+/// The linger is long enough that what one call writes is one batch.
+fn producer(brokers: &str, settings: &[(&str, &str)]) -> BaseProducer {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers).set("linger.ms", "5");
+    for (key, value) in settings {
+        config.set(*key, *value);
+    }
+    config.create().expect("a producer")
 }
 
 /// The value of a transaction.

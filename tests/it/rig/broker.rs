@@ -1,0 +1,184 @@
+//! A Kafka broker of the test's own, to be stopped, frozen, killed and edited (`tests/bed/kafka.sh`), and administration.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::Command;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::{LIMIT, env, unique};
+
+/// It ends, and its data go, with this value.
+pub struct Broker {
+    directory: PathBuf,
+    pub address: String,
+}
+
+impl Broker {
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// With more of the options of `kafka.sh up`.
+    #[track_caller]
+    pub fn with(options: &[&str]) -> Self {
+        // In the folder of with-bed.sh, which ends what is left there when a run is broken off.
+        let directory = Path::new(&env("TXRELAY_TEST_DIR")).join(unique("kafka"));
+        let mut broker = Self { directory, address: String::new() };
+        broker.address = broker.tell("up", options).trim().to_owned();
+        broker
+    }
+
+    #[track_caller]
+    fn tell(&self, command: &str, options: &[&str]) -> String {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bed/kafka.sh");
+        let out = Command::new(script).arg(command).arg(&self.directory).args(options).output().expect("kafka.sh runs");
+        assert!(out.status.success(), "kafka.sh {command} {options:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).expect("text")
+    }
+
+    #[track_caller]
+    pub fn stop(&self) {
+        self.tell("down", &[]);
+    }
+
+    /// Again, on the same port, with the same data.
+    #[track_caller]
+    pub fn up(&self) {
+        self.tell("start", &[]);
+    }
+
+    #[track_caller]
+    pub fn kill_9(&self) {
+        self.tell("kill9", &[]);
+    }
+
+    #[track_caller]
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    #[track_caller]
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    #[track_caller]
+    fn signal(&self, signal: &str) {
+        let env = self.tell("env", &[]);
+        let pid = env.lines().find_map(|line| line.strip_prefix("KAFKA_PID=")).expect("a pid");
+        assert!(Command::new("kill").args([&format!("-{signal}"), pid]).status().expect("kill runs").success());
+    }
+
+    /// The segments of a partition's log, oldest first.
+    #[track_caller]
+    pub fn segments(&self, topic: &str, partition: i32) -> Vec<PathBuf> {
+        let log = self.directory.join("data").join(format!("{topic}-{partition}"));
+        let files = std::fs::read_dir(log).expect("the partition's folder").map(|entry| entry.expect("an entry").path());
+        let mut files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|e| e == "log")).collect();
+        files.sort();
+        files
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        // It may be frozen, stopped, or not have come to be.
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bed/kafka.sh");
+        let _ = Command::new(script).arg("kill9").arg(&self.directory).output();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Waits for a future of the admin client, which needs no runtime.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park_timeout(LIMIT),
+        }
+    }
+}
+
+/// What an administrator does to a topic.
+pub struct Admin {
+    brokers: String,
+    client: AdminClient<DefaultClientContext>,
+}
+
+impl Admin {
+    pub fn of(brokers: &str) -> Self {
+        let client = ClientConfig::new().set("bootstrap.servers", brokers).create().expect("an admin client");
+        Self { brokers: brokers.to_owned(), client }
+    }
+
+    /// Everything of a partition below an offset.
+    #[track_caller]
+    pub fn delete_records(&self, topic: &str, partition: i32, before: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(before)).expect("an offset");
+        block_on(self.client.delete_records(&list, &options())).expect("Kafka answers");
+        super::eventually("the records are gone", || self.ends(topic, partition).0 >= before);
+    }
+
+    #[track_caller]
+    pub fn delete_group(&self, group: &str) {
+        let done = block_on(self.client.delete_groups(&[group], &options())).expect("Kafka answers");
+        done[0].as_ref().expect("the group is deleted");
+    }
+
+    /// Whether a group has members or committed offsets.
+    pub fn knows_group(&self, group: &str) -> bool {
+        let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", &self.brokers).create().expect("a consumer");
+        let known = consumer.fetch_group_list(Some(group), LIMIT).expect("groups");
+        known.groups().iter().any(|found| found.state() != "Dead")
+    }
+
+    /// So many partitions from now on.
+    #[track_caller]
+    pub fn add_partitions(&self, topic: &str, partitions: usize) {
+        let wanted = NewPartitions::new(topic, partitions);
+        let done = block_on(self.client.create_partitions(&[wanted], &options())).expect("Kafka answers");
+        done[0].as_ref().expect("partitions are added");
+    }
+
+    /// All of its settings that are not the defaults: others go.
+    #[track_caller]
+    pub fn settings(&self, topic: &str, settings: &[(&str, &str)]) {
+        let mut config = AlterConfig::new(ResourceSpecifier::Topic(topic));
+        for (key, value) in settings {
+            config = config.set(key, value);
+        }
+        let done = block_on(self.client.alter_configs([&config], &options())).expect("Kafka answers");
+        done[0].as_ref().expect("the settings are taken");
+    }
+
+    /// First offset and high watermark.
+    #[track_caller]
+    pub fn ends(&self, topic: &str, partition: i32) -> (i64, i64) {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers).set("isolation.level", "read_uncommitted");
+        let consumer: BaseConsumer = config.create().expect("a consumer");
+        consumer.fetch_watermarks(topic, partition, LIMIT).expect("watermarks")
+    }
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(LIMIT)).request_timeout(Some(LIMIT))
+}
