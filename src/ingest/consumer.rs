@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, select};
 
 use super::batch::Reading;
+use super::secrets::MadeWith;
 use crate::config::Current;
 use crate::core::backlog;
 use crate::core::record::TopicPartition;
@@ -61,6 +62,9 @@ pub struct Consumer {
     pub(super) parked_until: (Instant, Duration),
     /// When all topics were last found, by their ids.
     pub(super) described_at: Option<Instant>,
+    /// When this process last showed that it is the one that reads; see `turn`.
+    pub(super) turn_at: Instant,
+    pub(super) made_with: MadeWith,
     open_deliveries: Arc<AtomicI64>,
     /// Reading stands still because too much is open: the source is paused.
     pub(super) backlog_full: bool,
@@ -134,6 +138,8 @@ impl Consumer {
             above_end: HashMap::new(),
             parked_until: (Instant::now(), Duration::ZERO),
             described_at: None,
+            turn_at: Instant::now(),
+            made_with: MadeWith::default(),
             trouble_at: None,
             failures: 0,
         }
@@ -151,7 +157,11 @@ impl Consumer {
             recv(self.stop.signal()) -> _ => return Ok(()),
         }
         loop {
+            if self.wait_for_turn() {
+                return Ok(());
+            }
             pulse::at("joining the group", pulse::REMOTE);
+            self.note_secrets();
             let why = match (self.open)() {
                 Ok(mut source) => {
                     let began = Instant::now();
@@ -173,7 +183,11 @@ impl Consumer {
                     }
                 }
                 Err(SourceError::Fenced(text) | SourceError::Settings(text)) => return Err(ExitWith { status: 78, text }.into()),
-                Err(error) => error.to_string(),
+                // Preflight's sentence: nothing was begun.
+                Err(error) => {
+                    self.metrics.kafka_up.set(0);
+                    format!("Kafka: {error}")
+                }
             };
             self.failures = self.failures.saturating_add(1);
             self.metrics.kafka_errors_total.with_label_values(&["other"]).inc();
@@ -226,7 +240,7 @@ impl Consumer {
             {
                 return Ok(leave);
             }
-            if let Some(leave) = self.heed_backlog(source) {
+            if let Some(leave) = self.keep_turn().or_else(|| self.new_secrets()).or_else(|| self.heed_backlog(source)) {
                 return Ok(leave);
             }
             if self.has_parked() && Instant::now() >= self.parked_until.0 {
@@ -332,6 +346,7 @@ impl Consumer {
     }
 
     fn trouble(&mut self, trouble: &Trouble) {
+        self.doubt_secrets(trouble);
         self.metrics.kafka_errors_total.with_label_values(&[trouble.kind.label()]).inc();
         if let Some(note) = self.throttle.admit(trouble.kind.label(), Instant::now()) {
             log::warn!(kind = trouble.kind.label(); "Kafka: {}{note}", trouble.text);

@@ -7,5 +7,7 @@ mod assign;
 mod batch;
 mod consumer;
 mod persist;
+mod secrets;
+mod turn;
 
 pub use consumer::{Consumer, OpenSource, Parts as ConsumerParts};

@@ -21,6 +21,8 @@ pub(super) const FIND_COORDINATOR: i16 = 10;
 const SASL_HANDSHAKE: i16 = 17;
 const API_VERSIONS: i16 = 18;
 const SASL_AUTHENTICATE: i16 = 36;
+#[cfg(feature = "kafka")]
+const DESCRIBE_CONFIGS: i16 = 32;
 pub(super) const CONSUMER_GROUP_HEARTBEAT: i16 = 68;
 
 /// The versions of each request that a broker takes.
@@ -28,8 +30,9 @@ pub(super) const CONSUMER_GROUP_HEARTBEAT: i16 = 68;
 pub struct Versions(Vec<(i16, i16, i16)>);
 
 impl Versions {
-    /// For tests and tables: key, lowest, highest.
-    pub fn new(versions: &[(i16, i16, i16)]) -> Self {
+    /// Key, lowest, highest.
+    #[cfg(test)]
+    pub(super) fn new(versions: &[(i16, i16, i16)]) -> Self {
         Self(versions.to_vec())
     }
 
@@ -299,6 +302,30 @@ pub(super) fn watermarks(
         Some((partition, low.and_then(|low| Ok(Watermarks { low, high: high? }))))
     });
     Ok(both.collect())
+}
+
+/// A topic's settings by name, or Kafka's error code.
+#[cfg(feature = "kafka")]
+pub(super) fn settings(wire: &mut Wire, topic: &str) -> Result<Result<HashMap<String, String>, i16>, Fault> {
+    const TOPIC: i8 = 2;
+    let body = Out::default().i32(1).i8(TOPIC).string(topic).i32(-1).i8(0).done();
+    let answer = wire.ask(&Request::new(DESCRIBE_CONFIGS, 1, body))?;
+    let mut read = In::new(&answer);
+    read.i32()?;
+    let found = read.list(|r| {
+        let error = r.i16()?;
+        r.string()?;
+        r.i8()?;
+        r.string()?;
+        let settings = r.list(|r| {
+            let (name, value) = (r.string()?, r.string()?);
+            r.take(3)?;
+            r.list(|r| Ok((r.string()?, r.string()?, r.i8()?)))?;
+            Ok((name, value))
+        })?;
+        Ok(if error == 0 { Ok(settings.into_iter().collect()) } else { Err(error) })
+    })?;
+    found.into_iter().next().ok_or(Fault::Garbage([0; 4]))
 }
 
 /// Where a group's offsets are kept, or Kafka's error code.

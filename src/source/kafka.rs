@@ -26,7 +26,7 @@ use self::commits::Commits;
 use self::questions::Questions;
 use self::reader::{Answer, Got, Reader, Recipe, Want, What};
 use super::broker::Door;
-use super::{MessageSource, Polled, SourceError, TopicInfo, Trouble, TroubleKind, Watermarks};
+use super::{MessageSource, Polled, SourceError, TopicInfo, TopicSettings, Trouble, TroubleKind, Watermarks};
 use crate::config::{self, OnLostPosition, Start};
 use crate::core::record::{Record, TopicPartition};
 
@@ -295,7 +295,7 @@ impl KafkaCrate {
     }
 
     fn take_one(&mut self, got: Got) {
-        let Got { want, high, what } = got;
+        let Got { want, high, what, shrunk } = got;
         let at = want.at.clone();
         let Some(part) = self.partitions.get_mut(&at).filter(|part| part.life == want.life && part.fetch == want.offset) else {
             return;
@@ -310,7 +310,7 @@ impl KafkaCrate {
                 // What had to be larger shrinks again, what had to be smaller grows.
                 part.size = match want.size {
                     size if size > FETCH.1 => Some((size / 2).max(FETCH.1)),
-                    size => Some(size.saturating_mul(2)).filter(|size| *size < FETCH.0 || part.size.is_some() && *size < FETCH.1),
+                    size => Some(size.saturating_mul(2)).filter(|size| (shrunk || part.size.is_some()) && *size < FETCH.1),
                 };
                 let life = part.life;
                 for (offset, key, value) in records {
@@ -563,6 +563,10 @@ impl MessageSource for KafkaCrate {
 
     fn topics(&mut self, timeout: Duration) -> Result<Vec<TopicInfo>, SourceError> {
         self.questions.topics(&self.topics, timeout)
+    }
+
+    fn settings(&mut self, topic: &str, timeout: Duration) -> Result<Option<TopicSettings>, SourceError> {
+        self.questions.settings(topic, timeout)
     }
 
     fn watermarks(&mut self, at: &TopicPartition, timeout: Duration) -> Result<Watermarks, SourceError> {

@@ -10,6 +10,7 @@ mod kafka;
 mod librdkafka;
 pub mod preflight;
 mod sasl;
+mod secrets;
 mod tls;
 #[cfg(feature = "librdkafka")]
 mod topic_id;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+pub use secrets::Secrets;
 pub use tls::TlsFault;
 
 use crate::config::{self, Start};

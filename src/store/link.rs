@@ -12,7 +12,7 @@ pub struct Link {
     postgres: config::Postgres,
     role: Role,
     patience: Patience,
-    session: Option<Session>,
+    pub(super) session: Option<Session>,
     failures: u32,
 }
 

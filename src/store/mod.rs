@@ -20,6 +20,7 @@ mod retention;
 mod session;
 mod settle;
 mod sql;
+mod turn;
 mod upkeep;
 
 pub use act::{DeadFilter, DeadSummary, Found, Standing, Trace};

@@ -9,7 +9,7 @@ use crate::config;
 use crate::core::record::TopicPartition;
 use crate::source::broker::{self, Cluster, Door, Refusal, Versions};
 use crate::source::wire::{Fault, Wire};
-use crate::source::{SourceError, TopicInfo, Watermarks};
+use crate::source::{SourceError, TopicInfo, TopicSettings, Watermarks};
 
 /// Many partitions are asked for one after the other: one answer of their leader serves all of them for so long.
 const FRESH: Duration = Duration::from_millis(500);
@@ -129,6 +129,23 @@ impl Questions {
             })
         };
         names.iter().map(info).collect()
+    }
+
+    /// `None`: this user may not ask.
+    pub(super) fn settings(&mut self, topic: &str, timeout: Duration) -> Result<Option<TopicSettings>, SourceError> {
+        self.cluster(Duration::from_secs(60), timeout)?;
+        let broker = self.known_broker().unwrap_or_default().to_owned();
+        let failed = |words: String| SourceError::Request(format!("failed to read the settings of topic {topic}: {words}"));
+        match self.on(&broker, timeout, |wire, _| broker::settings(wire, topic)).map_err(failed)? {
+            Ok(found) => {
+                let retention = found.get("retention.ms").and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
+                let compacted = found.get("cleanup.policy").is_some_and(|policy| policy.contains("compact"));
+                Ok(Some(TopicSettings { compacted, retention }))
+            }
+            // Topic or cluster authorization.
+            Err(29 | 31) => Ok(None),
+            Err(code) => Err(failed(format!("Kafka's error {code}"))),
+        }
     }
 
     pub(super) fn watermarks(&mut self, at: &TopicPartition, timeout: Duration) -> Result<Watermarks, SourceError> {

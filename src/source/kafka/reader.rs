@@ -39,6 +39,8 @@ pub(super) struct Got {
     pub(super) want: Want,
     pub(super) high: i64,
     pub(super) what: What,
+    /// A smaller answer than was asked for brought it; `want` says which.
+    pub(super) shrunk: bool,
 }
 
 #[derive(Debug)]
@@ -232,7 +234,7 @@ fn fetch(kafka: &mut KafkaClient, wants: &[Want], linger: Duration) -> Answer {
                 (data.highwatermark_offset(), what)
             }
         };
-        got.push(Got { want: want.clone(), high, what });
+        got.push(Got { want: want.clone(), high, what, shrunk: false });
     }
     Ok(got)
 }
@@ -249,6 +251,7 @@ fn look_closer(kafka: &mut KafkaClient, one: &mut Got, first: i64, steps: &Atomi
                 one.what = What::Records(records);
                 // What fits is known now: it spares the next search.
                 one.want.size = size;
+                one.shrunk = true;
                 return Ok(());
             }
             Some(What::Gap(first)) => drop(hunt.note(size, Some(first))),

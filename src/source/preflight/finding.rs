@@ -89,9 +89,10 @@ pub enum Finding {
 const LIBRDKAFKA: &str = "set kafka.client = \"librdkafka\"";
 
 impl Finding {
-    /// Whether nobody was there to say anything.
+    /// Whether nobody was there to say anything: a broker that is starting closes connections, too.
     pub fn is_absence(&self) -> bool {
-        matches!(self, Self::Dns(_) | Self::Refused | Self::Unreachable(_) | Self::Silent)
+        use Finding::{ClosedAtOnce, Dns, Refused, Silent, Tls, Unreachable};
+        matches!(self, Dns(_) | Refused | Unreachable(_) | Silent | ClosedAtOnce | Tls(TlsFault::Broken(_)))
     }
 
     /// One sentence.
@@ -343,7 +344,7 @@ mod tests {
 
     #[test]
     fn only_who_is_away_may_come_back_by_himself() {
-        assert!(Finding::Refused.is_absence() && Finding::Silent.is_absence());
-        assert!(!Finding::TlsPort.is_absence() && !Finding::ClosedAtOnce.is_absence());
+        assert!(Finding::Refused.is_absence() && Finding::Silent.is_absence() && Finding::ClosedAtOnce.is_absence());
+        assert!(!Finding::TlsPort.is_absence() && !Finding::Tls(TlsFault::Expired).is_absence());
     }
 }
