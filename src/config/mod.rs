@@ -139,6 +139,24 @@ pub struct Kafka {
 }
 
 impl Kafka {
+    /// These topics on these brokers, in the clear and with all defaults: for tests and tools.
+    pub fn plain(brokers: &[&str], topics: &[&str], group: &str) -> Self {
+        let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+        Self {
+            client: KafkaClient::DEFAULT,
+            tls: None,
+            sasl: None,
+            brokers: owned(brokers),
+            topics: owned(topics),
+            group: group.to_owned(),
+            start: None,
+            on_lost_position: OnLostPosition::Continue,
+            record_max: 1 << 20,
+            backlog_max: None,
+            librdkafka: BTreeMap::new(),
+        }
+    }
+
     /// KIP-848: `"group.protocol" = "consumer"` under `[kafka.librdkafka]`.
     pub fn wants_new_group_protocol(&self) -> bool {
         self.librdkafka.get("group.protocol").is_some_and(|protocol| protocol == "consumer")

@@ -195,3 +195,103 @@ fn unreadable(door: &Door, cluster: &Cluster, topic: &Topic, timeout: Duration) 
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// Fetch, ListOffsets, Metadata, OffsetCommit, OffsetFetch, FindCoordinator, ConsumerGroupHeartbeat as listed by real
+    /// brokers.
+    const KAFKA_3_9: [(i16, i16, i16); 7] = [(1, 0, 17), (2, 0, 9), (3, 0, 12), (8, 0, 9), (9, 0, 9), (10, 0, 6), (68, 0, 0)];
+    const KAFKA_4_3: [(i16, i16, i16); 7] = [(1, 4, 18), (2, 1, 11), (3, 0, 13), (8, 2, 10), (9, 1, 10), (10, 0, 6), (68, 0, 1)];
+    const REDPANDA: [(i16, i16, i16); 6] = [(1, 4, 11), (2, 0, 4), (3, 0, 8), (8, 0, 7), (9, 0, 7), (10, 0, 3)];
+    const KAFKA_0_10: [(i16, i16, i16); 6] = [(1, 0, 3), (2, 0, 1), (3, 0, 2), (8, 0, 2), (9, 0, 2), (10, 0, 0)];
+
+    fn kafka(client: KafkaClient) -> config::Kafka {
+        config::Kafka { client, ..config::Kafka::plain(&["k:1"], &["t"], "g") }
+    }
+
+    #[test]
+    fn each_client_is_offered_only_what_it_can_read() {
+        let said = |client, versions: &[(i16, i16, i16)]| {
+            fits(&kafka(client), &Versions::new(versions)).err().map(|finding| finding.sentence("k:1"))
+        };
+        let newer = |words: &str| Some(format!("k:1 speaks {words}: set kafka.client = \"librdkafka\""));
+        assert_eq!(said(KafkaClient::Kafka, &KAFKA_3_9), None);
+        assert_eq!(said(KafkaClient::Kafka, &KAFKA_4_3), newer("Fetch 4-18, the kafka client only 0"));
+        assert_eq!(said(KafkaClient::Kafka, &REDPANDA), newer("Fetch 4-11, the kafka client only 0"));
+        assert_eq!(said(KafkaClient::Kafka, &KAFKA_0_10), newer("Metadata 0-2, the kafka client only 4"));
+        for versions in [&KAFKA_3_9[..], &KAFKA_4_3, &REDPANDA] {
+            assert_eq!(said(KafkaClient::Librdkafka, versions), None);
+        }
+        assert!(said(KafkaClient::Librdkafka, &KAFKA_0_10).is_some_and(|words| words.contains("Fetch 0-3")));
+    }
+
+    #[test]
+    fn the_newer_group_protocol_is_offered_only_where_the_broker_has_it() {
+        let mut wanted = kafka(KafkaClient::Librdkafka);
+        wanted.librdkafka.insert("group.protocol".into(), "consumer".into());
+        // It lists the request in version 0, and then answers nothing.
+        for versions in [&KAFKA_3_9[..], &REDPANDA] {
+            assert_eq!(fits(&wanted, &Versions::new(versions)), Err(Finding::NoNewGroupProtocol));
+        }
+        assert_eq!(fits(&wanted, &Versions::new(&KAFKA_4_3)), Ok(()));
+    }
+
+    /// Something that listens and does this with every connection.
+    fn listener(act: impl Fn(&mut TcpStream) + Send + 'static) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its number").to_string();
+        std::thread::spawn(move || {
+            for connection in listener.incoming() {
+                act(&mut connection.expect("a connection"));
+            }
+        });
+        address
+    }
+
+    #[track_caller]
+    fn finds(address: &str, expected: &Finding) {
+        let mut kafka = kafka(KafkaClient::Librdkafka);
+        kafka.brokers = vec![address.to_owned()];
+        let found = check(&kafka, Duration::from_millis(500)).expect_err("nothing that can be read");
+        assert_eq!(&found[0].finding, expected);
+        assert_eq!(refusal(&kafka, Duration::from_millis(500)).is_none(), expected.is_absence());
+    }
+
+    #[test]
+    fn what_is_no_broker_is_told_apart() {
+        finds("127.0.0.1:1", &Finding::Refused);
+        finds(&listener(|_| ()), &Finding::ClosedAtOnce);
+        finds(&listener(|_| std::thread::sleep(Duration::from_secs(2))), &Finding::Silent);
+        let http = listener(|connection| {
+            let _ = connection.read(&mut [0; 64]);
+            let _ = connection.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        });
+        finds(&http, &Finding::NotKafka(*b"HTTP"));
+        // An answer with the number of another request.
+        let late = listener(|connection| {
+            let _ = connection.read(&mut [0; 64]);
+            let _ = connection.write_all(&[0, 0, 0, 10, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0]);
+        });
+        finds(&late, &Finding::NotKafka([0, 0, 0, 10]));
+        let mut kafka = kafka(KafkaClient::Librdkafka);
+        kafka.brokers = vec!["no-such-host.invalid:9092".into()];
+        let found = check(&kafka, Duration::from_millis(500)).expect_err("no such name");
+        assert!(matches!(found[0].finding, Finding::Dns(_)), "{found:?}");
+    }
+
+    #[test]
+    fn a_broker_that_is_away_does_not_make_another_ones_fault_final() {
+        let wrong = listener(|connection| {
+            let _ = connection.read(&mut [0; 64]);
+            let _ = connection.write_all(b"SSH-2.0-OpenSSH_9.2\r\n");
+        });
+        let mut kafka = kafka(KafkaClient::Librdkafka);
+        kafka.brokers = vec![wrong, "127.0.0.1:1".into()];
+        assert_eq!(refusal(&kafka, Duration::from_millis(500)), None, "the second may come back, and be the right one");
+    }
+}
