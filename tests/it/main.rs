@@ -8,6 +8,7 @@ mod clocks;
 mod deliver;
 mod exporter;
 mod faults;
+mod kafka_client;
 mod logs;
 mod metrics;
 mod misuse;

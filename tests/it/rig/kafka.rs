@@ -63,7 +63,13 @@ impl Topic {
     /// Compressed.
     #[track_caller]
     pub fn write_gzip(&self, partition: i32, ids: Vec<String>) -> Vec<String> {
-        self.write_with(&producer(&self.brokers, &[("compression.type", "gzip")]), partition, &ids);
+        self.write_as("gzip", partition, ids)
+    }
+
+    /// Compressed with this codec.
+    #[track_caller]
+    pub fn write_as(&self, codec: &str, partition: i32, ids: Vec<String>) -> Vec<String> {
+        self.write_with(&producer(&self.brokers, &[("compression.type", codec)]), partition, &ids);
         ids
     }
 

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-pub use broker::Admin;
+pub use broker::{Admin, Broker};
 pub use certificates::{Authority, Issued, write_private};
 pub use kafka::{Load, Topic, ids, transaction};
 pub use ledger::Ledger;
