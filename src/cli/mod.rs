@@ -16,6 +16,7 @@ use crate::store::{Role, Session, StoreError};
 
 mod act;
 mod check_config;
+mod connect;
 mod login;
 mod migrate;
 mod run;
@@ -26,7 +27,7 @@ mod when;
 const ETC: &str = "/etc/txrelay";
 
 /// How a command ended; the numbers are those of `--help`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Exit {
     /// Done, and nothing is wrong.
@@ -68,7 +69,11 @@ pub fn main() -> ExitCode {
     };
     let exit = match args.command {
         Command::Run => run::run(&file, &args.set),
-        Command::CheckConfig => check_config::check_config(&file, &args.set),
+        Command::CheckConfig { connect: false } => check_config::check_config(&file, &args.set),
+        Command::CheckConfig { connect: true } => match load_to_connect(&file, &args.set) {
+            Ok(config) => connect::check(&config),
+            Err(exit) => exit,
+        },
         Command::Migrate { print_sql } => migrate::migrate(&file, &args.set, print_sql),
         Command::Status { json } => status::status(&file, &args.set, json),
         Command::Retry(retry) => act::retry(&file, &args.set, &retry),
@@ -108,8 +113,13 @@ enum Command {
     Run,
     /// Says everything that is wrong with the file, and what it will do
     ///
-    /// Looks at files only: nothing is connected to and nothing is sent.
-    CheckConfig,
+    /// Looks at files only, unless it is told to connect.
+    CheckConfig {
+        /// Also look whether Kafka, PostgreSQL and the service are there: the newest 10 records of each topic are read without
+        /// joining the group, nothing is written, and nothing is sent to the service
+        #[arg(long)]
+        connect: bool,
+    },
     /// Brings the schema up to date
     Migrate {
         /// Print everything that a DBA needs on an empty database, and change nothing

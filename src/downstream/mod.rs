@@ -9,11 +9,13 @@ use crate::core::outcome::Sent;
 
 mod connection;
 mod failure;
+mod probe;
 mod request;
 mod resolver;
 mod transport;
 
 pub use crate::core::outcome::FailureKind;
+pub use probe::probe;
 pub use transport::Service;
 
 /// What is delivered: a stored transaction and which attempt this is. Borrowed from the claimed row.

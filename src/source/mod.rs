@@ -8,6 +8,7 @@ mod broker;
 mod kafka;
 #[cfg(feature = "librdkafka")]
 mod librdkafka;
+mod newest;
 pub mod preflight;
 mod sasl;
 mod secrets;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+pub use newest::newest;
 pub use secrets::Secrets;
 pub use tls::TlsFault;
 

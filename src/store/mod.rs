@@ -16,6 +16,7 @@ mod migrate;
 mod patience;
 mod pool;
 mod positions;
+mod privileges;
 mod retention;
 mod session;
 mod settle;
@@ -34,6 +35,7 @@ pub use migrate::{SchemaState, grant, migrate, print_sql, reader_role, schema_st
 pub use patience::Patience;
 pub use pool::Pool;
 pub use positions::{Gap, Position};
+pub use privileges::{may_migrate, missing_privileges};
 pub use retention::{DuplicatePlace, Purged};
 pub use session::{Role, Session, ensure_own_session};
 pub use settle::{Settled, Settlement, Tried};
