@@ -9,6 +9,8 @@ mod deliver;
 mod exporter;
 mod faults;
 mod kafka_client;
+mod kafka_crate;
+mod kafka_security;
 mod logs;
 mod metrics;
 mod misuse;

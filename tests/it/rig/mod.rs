@@ -4,6 +4,7 @@
 #[allow(dead_code, reason = "the tests that use the rest come with the next commits")]
 mod broker;
 mod certificates;
+mod fake_broker;
 #[allow(dead_code, reason = "as above")]
 mod kafka;
 mod ledger;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 
 pub use broker::{Admin, Broker};
 pub use certificates::{Authority, Issued, write_private};
+pub use fake_broker::{FETCH, FakeBroker, Fault, OFFSET_COMMIT, TOPIC};
 pub use kafka::{Load, Topic, ids, transaction};
 pub use ledger::Ledger;
 pub use postgres::Pg;
