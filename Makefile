@@ -1,6 +1,6 @@
 # Each target sets up what it needs on a fresh Debian or Ubuntu and says what it installs. Nothing of the system is started.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-postgres test-long test-systemd lint bench install build
+.PHONY: help demo test test-postgres test-long test-systemd lint bench bench-peers install build
 
 # Outside the clone, so that a fresh clone finds what was built before.
 cache := $(or $(TXRELAY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/txrelay)
@@ -57,11 +57,14 @@ lint: ## fmt, clippy, every feature set, licences and advisories, shellcheck
 	@if cargo deny --version >/dev/null 2>&1; then \
 	  set -x; cargo fetch --locked && cargo deny --offline check bans licenses sources; \
 	else echo "cargo deny: skipped, cargo-deny is not installed (deny.toml says what it would check)"; fi
-	shellcheck -x tests/bed/*.sh benches/*.sh .ci/run
+	shellcheck -x tests/bed/*.sh benches/*.sh benches/peers/*.sh .ci/run
 
-bench: ## deliveries/s, CPU, commits, WAL, RSS, and restarts after kill -9 (BENCH_RECORDS=60000 BENCH_RUNS=3 BENCH_KILLS=5)
-	@benches/run.sh
-	@benches/crash.sh
+bench: ## deliveries/s, CPU, commits, WAL, RSS, latency, growth, and restarts after kill -9 (ARGS=--quick)
+	@benches/run.sh $(ARGS)
+	@[ -n "$(ARGS)" ] || benches/crash.sh
+
+bench-peers: ## txrelay beside graphile-worker, River and Bento in one run (needs Go and Node; ARGS=--quick)
+	@benches/peers.sh $(ARGS)
 
 install: $(if $(BINARY),,build) ## binary, unit, example configuration and documents, under DESTDIR and PREFIX
 	install -D -m 755 $(or $(BINARY),$(CARGO_TARGET_DIR)/release/txrelay) $(DESTDIR)$(PREFIX)/bin/txrelay

@@ -9,11 +9,11 @@ start_ledger() {
   ledger=http://$(sed -n 's/^listening on //p' "$dir/ledger.log")
 }
 
-# pipeline NAME: a topic of 6 partitions, $dir/NAME.toml (its schema is txrelay_NAME, with - as _) and a state folder
+# pipeline NAME [PARTITIONS]: a topic of 6 partitions or so many, $dir/NAME.toml (its schema is txrelay_NAME, with - as _) and a state folder
 # $dir/NAME.state; the metrics port in $port.
 pipeline() {
   port=$(free_port)
-  "$bed" topic --brokers "$TXRELAY_TEST_KAFKA" --create "$1" --partitions 6
+  "$bed" topic --brokers "$TXRELAY_TEST_KAFKA" --create "$1" --partitions "${2:-6}"
   cat >"$dir/$1.toml" <<CONF
 [kafka]
 brokers = ["$TXRELAY_TEST_KAFKA"]
@@ -25,7 +25,7 @@ url = "$TXRELAY_TEST_PG?sslmode=disable"
 
 [downstream]
 url = "$ledger/transactions"
-workers = ${BENCH_WORKERS:-64}
+workers = ${workers:-${BENCH_WORKERS:-64}}
 
 [metrics]
 listen = "127.0.0.1:$port"
