@@ -53,6 +53,7 @@ lint: ## fmt, clippy, every feature set, licences and advisories, shellcheck
 	cargo fmt --check
 	cargo clippy --all-targets --features bed,failpoints -- -D warnings
 	cargo check --no-default-features --features librdkafka
+	cargo check --no-default-features --features kafka
 	cargo check
 	@if cargo deny --version >/dev/null 2>&1; then \
 	  set -x; cargo fetch --locked && cargo deny --offline check bans licenses sources; \
