@@ -1,6 +1,6 @@
 # Each target sets up what it needs on a fresh Debian or Ubuntu and says what it installs. Nothing of the system is started.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-postgres test-long test-systemd lint bench bench-peers install build
+.PHONY: help demo test test-postgres test-clients test-long test-systemd lint bench bench-peers install build
 
 # Outside the clone, so that a fresh clone finds what was built before.
 cache := $(or $(TXRELAY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/txrelay)
@@ -36,11 +36,23 @@ test-postgres:
 	  tests/bed/with-bed.sh --postgres $$version cargo test --features bed,failpoints --test it -- store:: deliver:: \
 	    relay::what_is_produced relay::kill_9 relay::a_clean_stop relay::redelivery || exit 1; done
 
+# A build with one Kafka client passes what applies to it.
+test-clients:
+	cargo build --no-default-features --features kafka,failpoints --target-dir $(CARGO_TARGET_DIR)/only-kafka
+	cargo test --no-default-features --features kafka --lib --target-dir $(CARGO_TARGET_DIR)/only-kafka
+	cargo build --no-default-features --features librdkafka,failpoints --target-dir $(CARGO_TARGET_DIR)/only-librdkafka
+	cargo test --no-default-features --features librdkafka --lib --target-dir $(CARGO_TARGET_DIR)/only-librdkafka
+	TXRELAY_TEST_BINARY=$(CARGO_TARGET_DIR)/only-kafka/debug/txrelay tests/bed/with-bed.sh \
+	  cargo test --features bed,failpoints --test it -- --include-ignored kafka_client:: pure_rust_client
+	TXRELAY_TEST_BINARY=$(CARGO_TARGET_DIR)/only-librdkafka/debug/txrelay tests/bed/with-bed.sh \
+	  cargo test --features bed,failpoints --test it -- relay:: kafka_security::
+
 test-long: ## also the tests that are marked ignored, because they take minutes
 	@tests/bed/setup.sh
 	cargo build --features bed,failpoints
 	cargo test --features bed,failpoints --no-run
 	tests/bed/with-bed.sh cargo test --features bed,failpoints -- --include-ignored $(ARGS)
+	@$(MAKE) --no-print-directory test-clients
 	@$(MAKE) --no-print-directory test-systemd
 
 test-systemd: ## the unit on a real systemd in a container (needs root)

@@ -162,7 +162,7 @@ impl Consumer {
             }
             pulse::at("joining the group", pulse::REMOTE);
             self.note_secrets();
-            let why = match (self.open)() {
+            let (what, why) = match (self.open)() {
                 Ok(mut source) => {
                     let began = Instant::now();
                     let left = self.read(source.as_mut());
@@ -179,22 +179,22 @@ impl Consumer {
                     source.close(deadline);
                     match left? {
                         Leave::Stop => return Ok(()),
-                        Leave::Rebuild(why) => why,
+                        Leave::Rebuild(why) => ("reading starts over from the positions in PostgreSQL", why),
                     }
                 }
                 Err(SourceError::Fenced(text) | SourceError::Settings(text)) => return Err(ExitWith { status: 78, text }.into()),
                 // Preflight's sentence: nothing was begun.
                 Err(error) => {
                     self.metrics.kafka_up.set(0);
-                    format!("Kafka: {error}")
+                    ("Kafka cannot be read yet", error.to_string())
                 }
             };
             self.failures = self.failures.saturating_add(1);
             self.metrics.kafka_errors_total.with_label_values(&["other"]).inc();
             if let Some(note) = self.throttle.admit("starting over", Instant::now()) {
-                log::warn!("reading starts over from the positions in PostgreSQL: {why}{note}");
+                log::warn!("{what}: {why}{note}");
             }
-            self.health.wait("consumer", "kafka", format!("starting over: {why}"));
+            self.health.wait("consumer", "kafka", format!("{what}: {why}"));
             let pause = Duration::from_millis(200).saturating_mul(1 << self.failures.min(7)).min(Duration::from_secs(20));
             pulse::at("waiting to start over", pulse::PROMPT.map(|bound| bound + pause));
             if self.stop.wait(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)) {

@@ -5,7 +5,7 @@
 
 mod finding;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use finding::Finding;
 
@@ -32,8 +32,15 @@ impl std::fmt::Display for Problem {
 /// Asks the configured brokers in their order. Fails only if none of them can be read from: with what is wrong at each.
 /// Otherwise it returns what is wrong with topics and group, asked of the first that is well.
 pub fn check(kafka: &config::Kafka, timeout: Duration) -> Result<Vec<Problem>, Vec<Problem>> {
+    let by = Instant::now() + timeout * 3;
     let mut problems: Vec<Problem> = Vec::new();
     for address in &kafka.brokers {
+        // Several that are silent add up, and a stop may be waiting.
+        if Instant::now() >= by {
+            let finding = Finding::Unreachable("not asked any more".to_owned());
+            problems.push(Problem { broker: address.clone(), finding });
+            continue;
+        }
         match examine(kafka, address, timeout) {
             Ok(found) => return Ok(found.into_iter().map(|finding| Problem { broker: address.clone(), finding }).collect()),
             Err(finding) => problems.push(Problem { broker: address.clone(), finding }),
