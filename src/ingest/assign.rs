@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
 use super::consumer::{Consumer, Held, Leave};
+use crate::config::value::show_duration;
 use crate::config::{OnLostPosition, Start};
-use crate::core::record::TopicPartition;
+use crate::core::offsets::Offsets;
+use crate::core::record::{LogId, TopicPartition};
+use crate::failpoint;
 use crate::ops::pulse;
 use crate::source::{MessageSource, SourceError, TopicInfo, Watermarks};
 use crate::store::{Gap, Position, StoreError};
@@ -19,6 +20,8 @@ const REQUEST: Duration = Duration::from_secs(3);
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// A position above its log's end is believed when it is seen again after this time: a leader may lag for a moment.
 const BELIEVE_TRUNCATION: Duration = Duration::from_secs(30);
+/// How long the group may leave partitions without a reader. A new one is found within topic.metadata.refresh.interval.ms.
+const UNASSIGNED: Duration = Duration::from_secs(120);
 
 /// Why partitions cannot be read yet.
 enum Unready {
@@ -26,6 +29,24 @@ enum Unready {
     Source(SourceError),
     /// Somebody has to decide; in words.
     Person(String),
+}
+
+/// Where a log ends, seen from a position.
+enum End {
+    Above,
+    /// Below, at this offset; it has to be seen again.
+    Unsure(i64),
+    /// Below, at this offset.
+    Below(i64),
+}
+
+/// A position that stood above its log's end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sighting {
+    next: i64,
+    /// The lowest that was seen.
+    end: i64,
+    first: Instant,
 }
 
 impl From<StoreError> for Unready {
@@ -49,24 +70,27 @@ impl Consumer {
             self.say_unready(unready);
             Vec::new()
         });
-        let start: Vec<(TopicPartition, i64)> = ready.iter().map(|p| (p.at.clone(), p.next_offset)).collect();
-        let is_ready = |at: &TopicPartition| start.iter().any(|(started, _)| started == at);
-        let parked: Vec<TopicPartition> = partitions.iter().filter(|at| !is_ready(at)).cloned().collect();
+        let unready = partitions.len() - ready.len();
+        let (apart, together): (Vec<Position>, Vec<Position>) =
+            ready.into_iter().partition(|position| self.damage.is_read_apart(&position.at));
+        let start: Vec<(TopicPartition, i64)> = together.iter().map(|p| (p.at.clone(), p.next_offset)).collect();
+        let is_started = |at: &TopicPartition| start.iter().any(|(started, _)| started == at);
+        let parked: Vec<TopicPartition> = partitions.iter().filter(|at| !is_started(at)).cloned().collect();
         if let Err(error) = source.start(&start).and_then(|()| source.park(&parked)) {
             return Some(Leave::Rebuild(error.to_string()));
         }
-        if !ready.is_empty() {
+        if !start.is_empty() {
             self.health.go("consumer", "postgres");
-            log::info!(partitions = ready.len(); "reading {} partitions", ready.len());
+            log::info!(partitions = start.len(); "reading {} partitions", start.len());
         }
-        for position in ready {
+        for position in together.into_iter().chain(apart) {
             let labels = [&*position.at.topic, &position.at.partition.to_string()];
             self.metrics.kafka_position.with_label_values(&labels).set(position.next_offset);
             self.held.insert(position.at.clone(), Held { position: Some(position) });
         }
-        let pause = if parked.is_empty() { Duration::ZERO } else { (self.parked_until.1 * 2).clamp(RETRY.0, RETRY.1) };
+        let pause = if unready == 0 { Duration::ZERO } else { (self.parked_until.1 * 2).clamp(RETRY.0, RETRY.1) };
         self.parked_until = (Instant::now() + pause, pause);
-        if parked.is_empty() {
+        if unready == 0 {
             self.health.go("consumer", "kafka");
         }
         None
@@ -98,11 +122,12 @@ impl Consumer {
         partitions: &[TopicPartition],
     ) -> Result<Vec<Position>, Unready> {
         let mut topics = self.describe(source, partitions)?;
+        let cluster = source.cluster_id(REQUEST)?;
         let names: Vec<Arc<str>> = topics.keys().cloned().collect();
         self.topics.extend(self.link.run(|session| session.topics(&names))?);
         for name in names {
-            match self.begin(source, &topics[&name]) {
-                Ok(()) => {}
+            match self.begin(source, &topics[&name], cluster.as_deref()) {
+                Ok(()) => self.compare_retention(source, &name),
                 Err(Unready::Store(error)) => return Err(Unready::Store(error)),
                 Err(unready) => {
                     self.say_unready(unready);
@@ -124,18 +149,18 @@ impl Consumer {
                     continue;
                 }
             };
-            // A partition that appeared later begins at its first record.
-            let first = known.iter().find(|p| p.at == at).map_or(log.low, |p| p.next_offset);
-            wanted.push((at.clone(), first, topics[&at.topic].id));
-            logs.insert(at, log);
+            // A partition that appeared later is accounted for from its very beginning: what retention took of it is a gap.
+            let first = known.iter().find(|p| p.at == at).map_or(0, |p| p.next_offset);
+            let id = LogId { topic: topics[&at.topic].id, cluster: cluster.clone() };
+            wanted.push((at.clone(), first, id.clone()));
+            logs.insert(at, (log, id));
         }
         let process = self.process;
         let owned = self.link.run(|session| session.own(process, &wanted))?;
         let mut ready = Vec::new();
         for position in owned {
-            let id = topics[&position.at.topic].id;
-            let log = logs[&position.at];
-            ready.extend(self.validate(position, log, id)?);
+            let (log, id) = &logs[&position.at];
+            ready.extend(self.validate(position, *log, id)?);
         }
         Ok(ready)
     }
@@ -152,7 +177,7 @@ impl Consumer {
 
     /// Applies `kafka.start` to a topic that this pipeline has never read: numbers for all of its partitions are written
     /// before the first fetch.
-    fn begin(&mut self, source: &mut dyn MessageSource, info: &TopicInfo) -> Result<(), Unready> {
+    fn begin(&mut self, source: &mut dyn MessageSource, info: &TopicInfo, cluster: Option<&str>) -> Result<(), Unready> {
         let topic = info.topic.clone();
         let Some(count) = info.partitions else {
             return Err(SourceError::Request(format!(
@@ -160,7 +185,7 @@ impl Consumer {
             ))
             .into());
         };
-        if self.link.run(|session| session.has_positions(&topic))? {
+        if self.link.run(|session| session.count_positions(&topic))? > 0 {
             return Ok(());
         }
         let partitions = (0..count).map(|partition| TopicPartition { topic: topic.clone(), partition });
@@ -185,44 +210,91 @@ impl Consumer {
             )));
         }
         log::info!(topic = &*topic, partitions = offsets.len(); "first start on topic {topic}: positions are written");
-        let id = info.id;
-        Ok(self.link.run(|session| session.begin_positions(&topic, &offsets, id))?)
+        let id = LogId { topic: info.id, cluster: cluster.map(str::to_owned) };
+        Ok(self.link.run(|session| session.begin_positions(&topic, &offsets, &id))?)
+    }
+
+    /// A record that Kafka still has and txrelay has forgotten would be a new transaction if it came again. Said once a topic.
+    fn compare_retention(&mut self, source: &mut dyn MessageSource, topic: &Arc<str>) {
+        let Some(ours) = self.config.get().retention.delivered else { return };
+        if self.retention_compared.contains(topic) {
+            return;
+        }
+        match source.settings(topic, REQUEST) {
+            Ok(Some(settings)) if settings.retention.is_none_or(|theirs| theirs > ours) => {
+                let theirs = settings.retention.map_or("for ever".to_owned(), |time| format!("for {}", show_duration(time)));
+                log::warn!(topic = &**topic;
+                    "Kafka keeps records of topic {topic} {theirs} and txrelay what is delivered for {} (retention.delivered): one \
+                     that comes again after that is not known any more and is delivered as a new transaction",
+                    show_duration(ours));
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                log::debug!(topic = &**topic; "this user may not read the settings of topic {topic}: how long Kafka keeps its records is not known")
+            }
+            Err(error) => return log::debug!("{error}"),
+        }
+        self.retention_compared.insert(topic.clone());
     }
 
     /// Holds a position against its log. `None`: it has left the log and must wait (for a second look, or for a person).
-    fn validate(&mut self, position: Position, log: Watermarks, id: Option<Uuid>) -> Result<Option<Position>, Unready> {
-        let recreated = matches!((position.topic_id, id), (Some(then), Some(now)) if then != now);
+    fn validate(&mut self, position: Position, log: Watermarks, id: &LogId) -> Result<Option<Position>, Unready> {
+        let mut position = position;
+        if position.log.is_another(id) {
+            // The new log is accounted for from its very beginning, too.
+            let begin = Position { next_offset: 0, log: id.clone(), ..position.clone() };
+            let from = position.next_offset;
+            match self.lose(position, begin, from..from, "recreated")? {
+                Some(begun) => position = begun,
+                None => return Ok(None),
+            }
+        }
         let next = position.next_offset;
-        let (offset, gap) = if recreated {
-            (log.low, Gap { incarnation: position.incarnation, from_offset: next, to_offset: next, reason: "recreated" })
-        } else if next < log.low {
-            (log.low, Gap { incarnation: position.incarnation, from_offset: next, to_offset: log.low, reason: "retention" })
-        } else if next > log.high {
-            let now = Instant::now();
-            let seen = self.above_end.entry(position.at.clone()).or_insert((now, now));
-            // An old sighting proves nothing: between the two another process may have read on.
-            if now - seen.1 > BELIEVE_TRUNCATION * 2 {
-                seen.0 = now;
-            }
-            seen.1 = now;
-            if now - seen.0 < BELIEVE_TRUNCATION {
-                let words =
-                    format!("{}/{} ends at {}, before the position {next}", position.at.topic, position.at.partition, log.high);
-                self.health.wait("consumer", "partition", words);
-                return Ok(None);
-            }
-            (log.high, Gap { incarnation: position.incarnation, from_offset: log.high, to_offset: next, reason: "truncated" })
-        } else {
+        if next < log.low {
             self.above_end.remove(&position.at);
-            return Ok(Some(position));
+            let to = Position { next_offset: log.low, ..position.clone() };
+            return self.lose(position, to, next..log.low, "retention");
+        }
+        match self.ends_below(&position, log) {
+            End::Above => Ok(Some(position)),
+            End::Unsure(end) => {
+                let words = format!("{}/{} ends at {end}, before the position {next}", position.at.topic, position.at.partition);
+                self.health.wait("consumer", "partition", words);
+                Ok(None)
+            }
+            End::Below(end) => {
+                let to = Position { next_offset: end, ..position.clone() };
+                self.lose(position, to, end..next, "truncated")
+            }
+        }
+    }
+
+    /// Whether a log ends below a position. One look is not believed: a leader may lag for a moment. The lowest end that was
+    /// seen counts: what was written since to a log that was cut stands there, and must not be passed over, also where the
+    /// log has grown beyond the position again.
+    fn ends_below(&mut self, position: &Position, log: Watermarks) -> End {
+        let believe = failpoint::time("believe-truncation", BELIEVE_TRUNCATION);
+        let (now, next) = (Instant::now(), position.next_offset);
+        // Where another process has read on meanwhile, the position is another. Otherwise an old sighting stays: to forget it
+        // would be to read on behind what was written since.
+        let seen = self.above_end.get(&position.at).filter(|seen| seen.next == next).copied();
+        let Some(seen) = seen else {
+            if log.high >= next {
+                self.above_end.remove(&position.at);
+                return End::Above;
+            }
+            self.above_end.insert(position.at.clone(), Sighting { next, end: log.high, first: now });
+            return End::Unsure(log.high);
         };
-        self.lose(position, offset, gap, id)
+        let end = seen.end.min(log.high);
+        self.above_end.insert(position.at.clone(), Sighting { end, ..seen });
+        if now - seen.first < believe { End::Unsure(end) } else { End::Below(end) }
     }
 
     /// Moves a lost position and says so, or leaves the partition alone (`kafka.on_lost_position = "stop"`).
-    fn lose(&mut self, position: Position, offset: i64, gap: Gap, id: Option<Uuid>) -> Result<Option<Position>, Unready> {
-        let at = position.at.clone();
-        let what = format!("{}/{}: position {} has left the log ({})", at.topic, at.partition, position.next_offset, gap.reason);
+    fn lose(&mut self, from: Position, to: Position, lost: Offsets, reason: &'static str) -> Result<Option<Position>, Unready> {
+        let at = from.at.clone();
+        let what = format!("{}/{}: position {} has left the log ({reason})", at.topic, at.partition, from.next_offset);
         if self.config.get().kafka.on_lost_position == OnLostPosition::Stop {
             if let Some(note) = self.throttle.admit("lost position", Instant::now()) {
                 log::error!(
@@ -233,20 +305,29 @@ impl Consumer {
             return Ok(None);
         }
         // Offsets are given anew in a log that was made again or cut: with another incarnation each stays one place.
-        let incarnation = if gap.reason == "retention" { position.incarnation } else { position.incarnation + 1 };
-        self.link.run(|session| session.move_position(&position, (incarnation, offset, id), Some(&gap)))?;
-        let lost = gap.to_offset - gap.from_offset;
-        self.metrics.gap_records_total.with_label_values(&[&*at.topic, gap.reason]).inc_by(lost.max(1) as u64);
-        log::error!(topic = &*at.topic, partition = at.partition, from = gap.from_offset, to = gap.to_offset, reason = gap.reason;
-            "{what}: the gap is recorded in known_gap, reading goes on at {offset}");
+        let incarnation = if reason == "retention" { from.incarnation } else { from.incarnation + 1 };
+        let to = Position { incarnation, ..to };
+        let gap = Gap { incarnation: from.incarnation, from_offset: lost.start, to_offset: lost.end, reason };
+        self.link.run(|session| session.move_position(&from, &to, Some(&gap)))?;
+        let n = lost.end - lost.start;
+        self.metrics.gap_records_total.with_label_values(&[&*at.topic, reason]).inc_by(n.max(1) as u64);
+        log::error!(topic = &*at.topic, partition = at.partition, from = lost.start, to = lost.end, reason = reason;
+            "{what}: the gap is recorded in known_gap, reading goes on at {}", to.next_offset);
         self.above_end.remove(&at);
-        Ok(Some(Position { next_offset: offset, incarnation, topic_id: id.or(position.topic_id), ..position }))
+        Ok(Some(to))
     }
 
-    /// Some position is outside its log; which one only the watermarks tell.
+    /// Some position is outside its log; which one only the watermarks tell. Asked at once: a log that was cut grows again.
     pub(super) fn revalidate(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
         if let Some(leave) = self.commit(source) {
             return Some(leave);
+        }
+        let positions: Vec<Position> = self.held.values().filter_map(|held| held.position.clone()).collect();
+        for position in positions {
+            pulse::at("asking for watermarks", pulse::REMOTE);
+            if let Ok(log) = source.watermarks(&position.at, REQUEST) {
+                self.ends_below(&position, log);
+            }
         }
         Some(Leave::Rebuild("a position is outside its log".to_owned()))
     }
@@ -264,9 +345,14 @@ impl Consumer {
             }
         };
         self.health.go("topics", "kafka");
+        // As the last answers said it.
+        let cluster = source.cluster_id(REQUEST).ok().flatten();
         if infos.iter().all(|info| info.partitions.is_some()) {
             self.health.go("topics", "partition");
             self.described_at = Some(Instant::now());
+        }
+        if let Some(leave) = self.find_unassigned(&infos) {
+            return Some(leave);
         }
         for info in infos {
             if info.partitions.is_none() {
@@ -277,14 +363,48 @@ impl Consumer {
                 self.health.wait("topics", "partition", words);
                 continue;
             }
-            let read = self.held.values().filter_map(|held| held.position.as_ref()).filter(|p| p.at.topic == info.topic);
-            for position in read {
-                if matches!((position.topic_id, info.id), (Some(then), Some(now)) if then != now) {
-                    // What is in hand may already come from the new log: it is dropped, and read again from the start.
-                    return Some(Leave::Rebuild(format!("topic {} was deleted and created again", info.topic)));
-                }
+            let id = LogId { topic: info.id, cluster: cluster.clone() };
+            let mut read = self.held.values().filter_map(|held| held.position.as_ref()).filter(|p| p.at.topic == info.topic);
+            if let Some(position) = read.find(|position| position.log.is_another(&id)) {
+                let what = if position.log.topic == id.topic {
+                    "belongs to another cluster now"
+                } else {
+                    "was deleted and created again"
+                };
+                // What is in hand may already come from the new log: it is dropped, and read again from the start.
+                return Some(Leave::Rebuild(format!("topic {} {what}", info.topic)));
             }
         }
         None
+    }
+
+    /// Partitions that nobody was ever given. Kafka gives a static member that comes back its old assignment: those that were
+    /// added while it was away stay with nobody, for as long as nothing else moves the group. Leaving it for longer than the
+    /// session does.
+    fn find_unassigned(&mut self, infos: &[TopicInfo]) -> Option<Leave> {
+        let mut found = None;
+        for info in infos {
+            let there = i64::from(info.partitions.unwrap_or(0));
+            match self.link.run(|session| session.count_positions(&info.topic)) {
+                Ok(taken) if taken < there && taken > 0 => found = Some((info.topic.clone(), there - taken)),
+                Ok(_) => {}
+                Err(error) => {
+                    self.store_trouble(&error);
+                    return None;
+                }
+            }
+        }
+        let Some((topic, n)) = found else {
+            self.unassigned_since = None;
+            return None;
+        };
+        // The group may be about to hand them out; until it is known, topics are looked at with every check.
+        self.described_at = None;
+        let since = *self.unassigned_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < failpoint::time("unassigned", UNASSIGNED) {
+            return None;
+        }
+        self.unassigned_since = None;
+        Some(Leave::Rejoin(format!("{n} partitions of topic {topic} are nobody's")))
     }
 }

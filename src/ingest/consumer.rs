@@ -1,13 +1,16 @@
 //! The consumer thread: its loop, and what it does with each event of the source.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 
+use super::assign::Sighting;
 use super::batch::Reading;
+use super::damage::Damage;
+use super::proof::Doubt;
 use super::secrets::MadeWith;
 use crate::config::Current;
 use crate::core::backlog;
@@ -18,8 +21,8 @@ use crate::ops::metrics::Metrics;
 use crate::ops::pulse;
 use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
-use crate::source::{MessageSource, Polled, SourceError, Trouble};
-use crate::store::{LeaseTime, Leased, Link, Position, ProcessId, Room, StoreError, Topics, Writer};
+use crate::source::{self, MessageSource, Polled, SourceError, Trouble, TroubleKind};
+use crate::store::{LeaseTime, Leased, Link, Position, ProcessId, Room, Topics, Writer};
 
 /// Builds a source; a fault in it is told apart by the consumer.
 pub type OpenSource = Box<dyn FnMut() -> Result<Box<dyn MessageSource>, SourceError> + Send>;
@@ -31,13 +34,10 @@ const LINGER: Duration = Duration::from_millis(4);
 /// How often positions are read back and quiet partitions moved over markers; the first time sooner.
 const CHECK: Duration = Duration::from_secs(10);
 const FIRST_CHECK: Duration = Duration::from_secs(2);
-/// How often topic ids are compared once all topics are there. The answer may wait 0.2 s behind a fetch: once in 10 s it
-/// showed in p99 (249 ms at 500/s).
-const DESCRIBE: Duration = Duration::from_secs(60);
+/// How long after trouble with brokers being fenced may be this process's own doing.
+const FENCED_BY_ITSELF: Duration = Duration::from_secs(120);
 /// How long a start waits for the first count of what is open.
 const COUNTED: Duration = Duration::from_secs(3);
-/// One question for a partition's end.
-const WATERMARK: Duration = Duration::from_secs(2);
 
 /// Reads, commits, hands over.
 pub struct Consumer {
@@ -56,8 +56,16 @@ pub struct Consumer {
     pub(super) held: HashMap<TopicPartition, Held>,
     pub(super) reading: Reading,
     pub(super) throttle: Throttle,
-    /// When each partition was first and last seen to stand above its log's end.
-    pub(super) above_end: HashMap<TopicPartition, (Instant, Instant)>,
+    /// Positions that were seen to stand above their log's end.
+    pub(super) above_end: HashMap<TopicPartition, Sighting>,
+    /// Partitions whose log cannot be decoded, or perhaps not.
+    pub(super) damage: Damage,
+    /// What was passed over and is not explained.
+    pub(super) doubts: HashMap<TopicPartition, Doubt>,
+    /// Topics that are known to be compacted.
+    pub(super) compacted: HashSet<Arc<str>>,
+    /// Topics whose retention was held against ours.
+    pub(super) retention_compared: HashSet<Arc<str>>,
     /// When parked partitions are tried again, and the wait that led there.
     pub(super) parked_until: (Instant, Duration),
     /// When all topics were last found, by their ids.
@@ -65,10 +73,16 @@ pub struct Consumer {
     /// When this process last showed that it is the one that reads; see `turn`.
     pub(super) turn_at: Instant,
     pub(super) made_with: MadeWith,
+    /// Since when some partitions are nobody's.
+    pub(super) unassigned_since: Option<Instant>,
+    /// When positions and topics are looked at next.
+    check_at: Instant,
     open_deliveries: Arc<AtomicI64>,
     /// Reading stands still because too much is open: the source is paused.
     pub(super) backlog_full: bool,
-    trouble_at: Option<Instant>,
+    pub(super) trouble_at: Option<Instant>,
+    /// When this process was last fenced after trouble with brokers.
+    fenced_at: Option<Instant>,
     failures: u32,
 }
 
@@ -109,6 +123,10 @@ pub(super) struct Held {
 pub(super) enum Leave {
     /// Build another and go on from PostgreSQL.
     Rebuild(String),
+    /// As `Rebuild`, and find out which partition's log is damaged.
+    Damaged(String),
+    /// As `Rebuild`, after the group has forgotten this process, so that it shares the partitions out anew.
+    Rejoin(String),
     /// Told to stop.
     Stop,
 }
@@ -136,11 +154,18 @@ impl Consumer {
             reading: Reading::default(),
             throttle: Throttle::per_minute(),
             above_end: HashMap::new(),
+            damage: Damage::default(),
+            doubts: HashMap::new(),
+            compacted: HashSet::new(),
+            retention_compared: HashSet::new(),
             parked_until: (Instant::now(), Duration::ZERO),
             described_at: None,
             turn_at: Instant::now(),
             made_with: MadeWith::default(),
+            unassigned_since: None,
+            check_at: Instant::now(),
             trouble_at: None,
+            fenced_at: None,
             failures: 0,
         }
     }
@@ -162,13 +187,16 @@ impl Consumer {
             }
             pulse::at("joining the group", pulse::REMOTE);
             self.note_secrets();
-            let (what, why) = match (self.open)() {
+            let mut pause = Duration::ZERO;
+            let mut what = "reading starts over from the positions in PostgreSQL";
+            let why = match (self.open)() {
                 Ok(mut source) => {
                     let began = Instant::now();
                     let left = self.read(source.as_mut());
                     self.reading.take();
-                    let held: Vec<TopicPartition> = self.held.keys().cloned().collect();
+                    let held: HashSet<TopicPartition> = self.held.keys().cloned().collect();
                     self.let_go(&held);
+                    self.damage.start_over(&held);
                     if began.elapsed() >= Duration::from_secs(60) {
                         self.failures = 0;
                     }
@@ -179,14 +207,24 @@ impl Consumer {
                     source.close(deadline);
                     match left? {
                         Leave::Stop => return Ok(()),
-                        Leave::Rebuild(why) => ("reading starts over from the positions in PostgreSQL", why),
+                        Leave::Rebuild(why) => why,
+                        Leave::Damaged(why) => {
+                            self.damage.suspect_all();
+                            why
+                        }
+                        Leave::Rejoin(why) => {
+                            pause = source::session_timeout(&self.config.get().kafka) * 2;
+                            why
+                        }
                     }
                 }
-                Err(SourceError::Fenced(text) | SourceError::Settings(text)) => return Err(ExitWith { status: 78, text }.into()),
+                Err(SourceError::Settings(text)) => return Err(ExitWith { status: 78, text }.into()),
+                Err(SourceError::Fenced(text)) => self.fenced(text)?,
                 // Preflight's sentence: nothing was begun.
                 Err(error) => {
                     self.metrics.kafka_up.set(0);
-                    ("Kafka cannot be read yet", error.to_string())
+                    what = "Kafka cannot be read yet";
+                    error.to_string()
                 }
             };
             self.failures = self.failures.saturating_add(1);
@@ -195,7 +233,8 @@ impl Consumer {
                 log::warn!("{what}: {why}{note}");
             }
             self.health.wait("consumer", "kafka", format!("{what}: {why}"));
-            let pause = Duration::from_millis(200).saturating_mul(1 << self.failures.min(7)).min(Duration::from_secs(20));
+            let backoff = Duration::from_millis(200).saturating_mul(1 << self.failures.min(7)).min(Duration::from_secs(20));
+            let pause = pause.max(backoff);
             pulse::at("waiting to start over", pulse::PROMPT.map(|bound| bound + pause));
             if self.stop.wait(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)) {
                 return Ok(());
@@ -204,7 +243,7 @@ impl Consumer {
     }
 
     fn read(&mut self, source: &mut dyn MessageSource) -> anyhow::Result<Leave> {
-        let mut check_at = Instant::now() + FIRST_CHECK;
+        self.check_at = Instant::now() + FIRST_CHECK;
         self.described_at = None;
         // A new source is not paused.
         self.backlog_full = false;
@@ -232,7 +271,8 @@ impl Consumer {
                     }
                 }
                 Ok(None) => {}
-                Err(SourceError::Fenced(text)) => return Err(ExitWith { status: 78, text }.into()),
+                Err(SourceError::Fenced(text)) => return Ok(Leave::Rebuild(self.fenced(text)?)),
+                Err(SourceError::Damaged(text)) => return Ok(Leave::Damaged(text)),
                 Err(error) => return Ok(Leave::Rebuild(error.to_string())),
             }
             if !self.reading.is_empty()
@@ -249,14 +289,31 @@ impl Consumer {
                     return Ok(leave);
                 }
             }
-            if Instant::now() >= check_at {
-                check_at = Instant::now() + CHECK;
+            if !self.backlog_full
+                && let Some(leave) = self.read_apart(source)
+            {
+                return Ok(leave);
+            }
+            if Instant::now() >= self.check_at {
+                self.check_at = Instant::now() + CHECK;
                 if let Some(leave) = self.check(source) {
                     return Ok(leave);
                 }
             }
             self.note_source(source);
         }
+    }
+
+    /// The group knows another member under this one's name. After an outage longer than the session that may be this process:
+    /// a commit that was under way is answered when the name has already been given anew. It joins again; fenced
+    /// without an outage since it last joined, it is not alone.
+    fn fenced(&mut self, text: String) -> Result<String, ExitWith> {
+        let outage = self.trouble_at.filter(|at| at.elapsed() < FENCED_BY_ITSELF);
+        if outage.is_none() || outage <= self.fenced_at {
+            return Err(ExitWith { status: 78, text });
+        }
+        self.fenced_at = Some(Instant::now());
+        Ok("the group has given this member's name anew after an outage".to_owned())
     }
 
     /// At a start nobody has counted yet what is open, and a full backlog must not grow with every restart. Returns whether it
@@ -309,7 +366,7 @@ impl Consumer {
     }
 
     /// Partitions that are no longer this process's; their series exist while they are assigned.
-    fn let_go(&mut self, partitions: &[TopicPartition]) {
+    fn let_go<'a>(&mut self, partitions: impl IntoIterator<Item = &'a TopicPartition>) {
         for at in partitions {
             self.held.remove(at);
             let labels = [&*at.topic, &at.partition.to_string()];
@@ -331,6 +388,7 @@ impl Consumer {
             Polled::Revoked { partitions, lost } => {
                 self.reading.forget(&partitions);
                 self.let_go(&partitions);
+                self.damage_forgets(&partitions);
                 log::info!(partitions = partitions.len(), lost = lost; "{} partitions moved to other processes", partitions.len());
                 if let Err(error) = source.release(&partitions) {
                     return Some(Leave::Rebuild(error.to_string()));
@@ -353,77 +411,11 @@ impl Consumer {
         }
         self.health.wait("consumer", "kafka", format!("Kafka: {}", trouble.text));
         self.trouble_at = Some(Instant::now());
-    }
-
-    /// What the source knows without asking, once a turn.
-    fn note_source(&mut self, source: &mut dyn MessageSource) {
-        let up = source.is_up();
-        self.metrics.kafka_up.set(i64::from(up));
-        if !self.has_parked() {
-            self.health.go("consumer", "partition");
-            // A connection that stands says nothing of a group that refuses us: without partitions, only a longer silence does.
-            let silence = if self.held.is_empty() { Duration::from_secs(15) } else { Duration::from_secs(2) };
-            if up && self.trouble_at.is_none_or(|at| at.elapsed() >= silence) {
-                self.health.go("consumer", "kafka");
-            }
+        // A topic that is not there may be there again in a moment, as another one: its id tells.
+        if trouble.kind == TroubleKind::UnknownTopic && self.described_at.is_none_or(|at| at.elapsed() >= FIRST_CHECK / 2) {
+            self.described_at = None;
+            self.check_at = self.check_at.min(Instant::now() + FIRST_CHECK / 8);
         }
-        // What is not fetched is not heard of: see `check`.
-        let known = if self.backlog_full { Vec::new() } else { source.high_watermarks() };
-        self.show_lag(known);
-    }
-
-    fn show_lag(&self, high_watermarks: Vec<(TopicPartition, i64)>) {
-        for (at, high) in high_watermarks {
-            if let Some(position) = self.held.get(&at).and_then(|held| held.position.as_ref()) {
-                let labels = [&*at.topic, &at.partition.to_string()];
-                self.metrics.kafka_lag_records.with_label_values(&labels).set((high - position.next_offset).max(0));
-            }
-        }
-    }
-
-    /// Every few seconds: read positions back, compare topic ids, move quiet partitions over markers.
-    fn check(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
-        pulse::at("checking positions", pulse::REMOTE);
-        if self.described_at.is_none_or(|at| at.elapsed() >= DESCRIBE)
-            && let Some(leave) = self.compare_topic_ids(source)
-        {
-            return Some(leave);
-        }
-        let read = self.held.iter().filter(|(_, held)| held.position.is_some());
-        let at: Vec<TopicPartition> = read.map(|(at, _)| at.clone()).collect();
-        match self.link.run(|session| session.positions(&at)) {
-            Ok(stored) => {
-                self.health.go("consumer", "postgres");
-                let ours =
-                    |position: &Position| self.held.get(&position.at).and_then(|held| held.position.as_ref()) == Some(position);
-                if stored.len() != at.len() || !stored.iter().all(ours) {
-                    return Some(Leave::Rebuild("positions in PostgreSQL are not the ones that this process left".to_owned()));
-                }
-            }
-            Err(error) => self.store_trouble(&error),
-        }
-        if self.backlog_full {
-            // While nothing is fetched the client does not hear how much waits in Kafka. One that does not answer is enough.
-            let asked = at.iter().map_while(|at| Some((at.clone(), source.watermarks(at, WATERMARK).ok()?.high))).collect();
-            self.show_lag(asked);
-        }
-        self.commit(source)
-    }
-
-    pub(super) fn parked(&self) -> Vec<TopicPartition> {
-        self.held.iter().filter(|(_, held)| held.position.is_none()).map(|(at, _)| at.clone()).collect()
-    }
-
-    fn has_parked(&self) -> bool {
-        self.held.values().any(|held| held.position.is_none())
-    }
-
-    pub(super) fn store_trouble(&mut self, error: &StoreError) {
-        self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
-        if let Some(note) = self.throttle.admit(error.kind(), Instant::now()) {
-            log::warn!("PostgreSQL: {error}; nothing is read until it answers{note}");
-        }
-        self.health.wait("consumer", "postgres", format!("PostgreSQL: {error}"));
     }
 
     pub(super) fn writer(&self) -> Writer {

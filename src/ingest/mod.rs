@@ -5,8 +5,11 @@
 
 mod assign;
 mod batch;
+mod check;
 mod consumer;
+mod damage;
 mod persist;
+mod proof;
 mod secrets;
 mod turn;
 

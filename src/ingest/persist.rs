@@ -1,5 +1,6 @@
 //! Committing a batch, and what to do when it is not known whether it was committed.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::batch::{Extents, extents, offsets_of, sort_out};
@@ -9,7 +10,7 @@ use crate::core::offsets::{self, holes};
 use crate::core::record::{Record, TopicPartition};
 use crate::ops::pulse;
 use crate::source::{MessageSource, Polled};
-use crate::store::{Advance, Batch, Ingested, Leased, Position, Reservation, StoreError};
+use crate::store::{Advance, Batch, Ingested, Leased, Reservation, StoreError};
 
 /// After so long without PostgreSQL everything is paused, and the source is polled only to stay in its group (well before
 /// max.poll.interval.ms, 300 s). Pausing earlier would throw fetched records away for nothing.
@@ -34,12 +35,27 @@ impl Consumer {
     /// Commits what was read, and moves quiet partitions over markers. `None`: done.
     pub(super) fn commit(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
         let records = self.reading.take();
+        // After the batch's last poll.
+        let reached = source.positions().into_iter().collect();
+        self.commit_records(source, records, &reached)
+    }
+
+    /// Commits these records. `reached`: where each partition was read to, markers and aborted records included.
+    pub(super) fn commit_records(
+        &mut self,
+        source: &mut dyn MessageSource,
+        records: Vec<Record>,
+        reached: &HashMap<TopicPartition, i64>,
+    ) -> Option<Leave> {
         let extents = extents(&records);
-        let advances = match self.advances(source, &records, &extents) {
+        let mut advances = match self.advances(&records, &extents, reached) {
             Ok(advances) if advances.is_empty() => return None,
             Ok(advances) => advances,
             Err(leave) => return Some(leave),
         };
+        if let Err(leave) = self.prove(&mut advances) {
+            return Some(leave);
+        }
         let incarnation = |at: &TopicPartition| {
             self.held.get(at).and_then(|held| held.position.as_ref()).map_or(0, |position| position.incarnation)
         };
@@ -57,13 +73,17 @@ impl Consumer {
 
     /// Where each partition of the batch will stand: the source's position after the batch's last poll, which lies behind
     /// markers and aborted records.
-    fn advances(&mut self, source: &mut dyn MessageSource, records: &[Record], extents: &Extents) -> Result<Vec<Advance>, Leave> {
-        let mut reached: std::collections::HashMap<TopicPartition, i64> = source.positions().into_iter().collect();
+    fn advances(
+        &self,
+        records: &[Record],
+        extents: &Extents,
+        reached: &HashMap<TopicPartition, i64>,
+    ) -> Result<Vec<Advance>, Leave> {
         let mut advances = Vec::new();
         for (at, held) in &self.held {
             let Some(position) = &held.position else { continue };
             let (n, last) = extents.get(at).copied().unwrap_or((0, position.next_offset - 1));
-            let new = reached.remove(at).unwrap_or(last + 1);
+            let new = reached.get(at).copied().unwrap_or(last + 1);
             if new <= last {
                 return Err(Leave::Rebuild(format!(
                     "the client stands at {new} of {}/{}, behind record {last}",
@@ -242,12 +262,16 @@ impl Consumer {
         let reached: Vec<(TopicPartition, i64)> =
             batch.advances.iter().map(|advance| (advance.at.clone(), advance.new)).collect();
         for advance in &batch.advances {
-            if let Some(Position { next_offset, .. }) = self.held.get_mut(&advance.at).and_then(|held| held.position.as_mut()) {
-                *next_offset = advance.new;
+            let skipped = offsets::count(&advance.skipped);
+            if let Some(position) = self.held.get_mut(&advance.at).and_then(|held| held.position.as_mut()) {
+                position.next_offset = advance.new;
+                position.skipped += skipped;
             }
             let labels = [&*advance.at.topic, &advance.at.partition.to_string()];
             self.metrics.kafka_position.with_label_values(&labels).set(advance.new);
-            self.metrics.skipped_offsets_total.with_label_values(&labels[..1]).inc_by(offsets::count(&advance.skipped) as u64);
+            self.metrics.skipped_offsets_total.with_label_values(&labels[..1]).inc_by(skipped as u64);
+            let lost = self.metrics.gap_records_total.with_label_values(&[labels[0], "unexplained"]);
+            lost.inc_by(offsets::count(&advance.unexplained) as u64);
         }
         source.store(&reached);
     }

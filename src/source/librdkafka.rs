@@ -27,6 +27,7 @@ pub use self::apart::{Apart, look_again};
 use self::context::{Context, Rebalance};
 use self::convert::{list_of, only_offset, record, shared_name};
 use self::errors::Meaning;
+pub(super) use self::settings::{prefetched, session_timeout};
 use super::topic_id;
 use super::{MessageSource, Polled, SourceError, TopicInfo, TopicSettings, Watermarks};
 use crate::config::{self, Start};

@@ -16,9 +16,13 @@ mod tls;
 #[cfg(feature = "librdkafka")]
 mod topic_id;
 mod wire;
+#[cfg(not(feature = "librdkafka"))]
+mod without_librdkafka;
 
 #[cfg(feature = "librdkafka")]
 pub use librdkafka::{Apart, look_again};
+#[cfg(not(feature = "librdkafka"))]
+pub use without_librdkafka::{Apart, look_again};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -249,5 +253,24 @@ pub fn open(kafka: &config::Kafka, instance: Option<&str>) -> Result<Box<dyn Mes
         }
         #[cfg(not(all(feature = "librdkafka", feature = "kafka")))]
         client => Err(SourceError::Settings(format!("this build has no client \"{}\" ({instance:?})", client.word()))),
+    }
+}
+
+/// How many records and bytes of one partition the source may have in hand without having returned them.
+pub fn prefetched(kafka: &config::Kafka) -> (usize, usize) {
+    match kafka.client {
+        #[cfg(feature = "librdkafka")]
+        config::KafkaClient::Librdkafka => librdkafka::prefetched(kafka),
+        // Nothing is read apart from this one.
+        _ => (0, 0),
+    }
+}
+
+/// How long the group keeps the place of a member that has gone without a word.
+pub fn session_timeout(kafka: &config::Kafka) -> Duration {
+    match kafka.client {
+        #[cfg(feature = "librdkafka")]
+        config::KafkaClient::Librdkafka => librdkafka::session_timeout(kafka),
+        _ => Duration::ZERO,
     }
 }

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # One Apache Kafka broker (KRaft, broker and controller in one process) in DIR on free loopback ports.
-#   kafka.sh up DIR [--version V] [--set k=v]...     gets the jars if needed, starts, prints the bootstrap address
+#   kafka.sh up DIR [--version V] [--set k=v]... [--join OTHER]
+#                                                    gets the jars if needed, starts, prints the bootstrap address;
+#                                                    --join: one more broker of the cluster whose first is in OTHER
 #     [--listener NAME:PROTOCOL]...                  more ports (SSL, SASL_SSL, SASL_PLAINTEXT), advertised as localhost:PORT
 #     [--user NAME=PASSWORD]                         for the SASL ports: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512
 #   kafka.sh down DIR                                stops it; the data stay
@@ -107,8 +109,24 @@ controller.quorum.election.timeout.ms=1000
 CONF
   printf '%s' "$lines" >>"$dir/server.properties"
   [ "${#sets[@]}" = 0 ] || printf '%s\n' "${sets[@]}" >>"$dir/server.properties"
-  timeout 60 "$java" "${jvm[@]}" -Xmx128m -cp "$libs/*" kafka.tools.StorageTool format "--cluster-id=$cluster" \
-    "--config=$dir/server.properties" ${scram[@]+"${scram[@]}"} >"$dir/format.log" 2>&1 || { tail -n 20 "$dir/format.log" >&2; die "formatting failed"; }
+  format "$cluster" ${scram[@]+"${scram[@]}"}
+}
+join() { # beside the one in $other: its version, settings and cluster, no controller of its own
+  local n=2 port cluster extra=''
+  port=$(free_port)
+  cluster=$(sed -n 's/^cluster.id=//p' "$other/data/meta.properties")
+  until mkdir "$other/node-$n" 2>/dev/null; do n=$((n + 1)); done
+  mkdir -p "$dir"
+  sed -e "s/^process.roles=.*/process.roles=broker/" -e "s/^node.id=.*/node.id=$n/" -e "s|^log.dirs=.*|log.dirs=$dir/data|" \
+    -e "s|^listeners=.*|listeners=PLAINTEXT://127.0.0.1:$port|" -e "s|^advertised.listeners=.*|advertised.listeners=PLAINTEXT://127.0.0.1:$port|" \
+    "$other/server.properties" >"$dir/server.properties"
+  format "$cluster"
+}
+format() { # CLUSTER [--add-scram ...]
+  local id=$1
+  shift
+  timeout 60 "$java" "${jvm[@]}" -Xmx128m -cp "$libs/*" kafka.tools.StorageTool format "--cluster-id=$id" \
+    "--config=$dir/server.properties" "$@" >"$dir/format.log" 2>&1 || { tail -n 20 "$dir/format.log" >&2; die "formatting failed"; }
   printf 'version=%s\nport=%s\nlisteners="%s"\n' "$version" "$port" "$extra" >"$dir/state"
 }
 start() {
@@ -130,16 +148,17 @@ cmd=${1:-help}
 case $cmd in
   fetch) fetch "${2:-$newest}"; exit ;;
   up | down | kill9 | start | env | tool) ;;
-  *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 dir=${2:?folder}
 shift 2
 [ "${dir#/}" != "$dir" ] || dir=$PWD/$dir
-version=$newest sets=() listeners=() user=''
+version=$newest sets=() listeners=() user='' other=
 if [ "$cmd" = up ]; then
   while [ $# -gt 0 ]; do
     case $1 in
       --version) version=${2:?version}; shift 2 ;;
+      --join) other=${2:?folder}; shift 2 ;;
       --set) sets+=("${2:?k=v}"); shift 2 ;;
       --listener) listeners+=("${2:?NAME:PROTOCOL}"); shift 2 ;;
       --user) user=${2:?NAME=PASSWORD}; shift 2 ;;
@@ -147,7 +166,12 @@ if [ "$cmd" = up ]; then
     esac
   done
   have "$java" || die "no java: run tests/bed/setup.sh"
-  if [ ! -s "$dir/state" ]; then fetch "$version"; configure; fi
+  if [ ! -s "$dir/state" ]; then 
+    # shellcheck source=/dev/null
+    [ -z "$other" ] || version=$(. "$other/state" && printf %s "$version")
+    fetch "$version"
+    if [ -n "$other" ]; then join; else configure; fi
+  fi
 fi
 [ -s "$dir/state" ] || die "$dir holds no broker; run kafka.sh up first"
 # shellcheck source=/dev/null

@@ -24,6 +24,8 @@ pub struct Args {
     what: What,
     #[arg(long, default_value_t = 1)]
     partitions: i32,
+    #[arg(long, default_value_t = 1)]
+    replicas: i32,
     /// Settings of a topic to create, key=value
     #[arg(long = "set")]
     sets: Vec<String>,
@@ -50,7 +52,7 @@ pub struct OffsetsArgs {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(name) = &args.what.create {
-        create(&args.brokers, name, args.partitions, &args.sets)
+        create(&args.brokers, name, (args.partitions, args.replicas), &args.sets)
     } else if let Some(name) = &args.what.delete {
         delete(&args.brokers, name)
     } else {
@@ -64,9 +66,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Creates the topic and returns when every partition has a leader.
-pub fn create(brokers: &str, name: &str, n_partitions: i32, sets: &[String]) -> anyhow::Result<()> {
+pub fn create(brokers: &str, name: &str, (n_partitions, replicas): (i32, i32), sets: &[String]) -> anyhow::Result<()> {
     let admin: AdminClient<DefaultClientContext> = config(brokers).create()?;
-    let mut topic = NewTopic::new(name, n_partitions, TopicReplication::Fixed(1));
+    let mut topic = NewTopic::new(name, n_partitions, TopicReplication::Fixed(replicas));
     for set in sets {
         let (key, value) = set.split_once('=').with_context(|| format!("`{set}` is not key=value"))?;
         topic = topic.set(key, value);

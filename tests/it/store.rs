@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use txrelay::config;
 use txrelay::core::outcome::{Outcome, Sent};
-use txrelay::core::record::{Record, TopicPartition};
+use txrelay::core::record::{LogId, Record, TopicPartition};
 use txrelay::store::{
     Advance, Batch, Candidate, Claimant, Floor, Heartbeat, Ingested, LeaseTime, Leased, Link, Pool, Registration, Reject, Role,
     Room, SchemaState, Session, Settled, Settlement, StoreError, Topics, Tried, Writer, ensure_pipeline, migrate, print_sql,
@@ -46,7 +46,7 @@ impl Store {
         let topic: Arc<str> = Arc::from("payments");
         let topics = session.topics(std::slice::from_ref(&topic)).expect("numbered");
         let at = TopicPartition { topic: topic.clone(), partition: 0 };
-        let owned = session.own(1, &[(at, 0, None)]).expect("owned");
+        let owned = session.own(1, &[(at, 0, LogId::default())]).expect("owned");
         let room = Room::new(64, TIME);
         (0..500).for_each(|_| room.observe(Duration::from_millis(1)));
         Self { session, config, topics, topic, room, position: 0, epoch: owned[0].epoch }
@@ -295,7 +295,7 @@ fn what_postgresql_refuses_is_found_and_set_aside_and_the_rest_is_stored() {
 fn a_position_that_somebody_else_moved_stores_nothing() {
     let mut store = Store::new();
     let at = store.at();
-    store.session.own(2, &[(at, 0, None)]).expect("another process takes it");
+    store.session.own(2, &[(at, 0, LogId::default())]).expect("another process takes it");
     let candidates = store.records(&[("a", "1")]);
     let batch = store.batch(candidates, Vec::new(), None);
     let error = store.ingest(&batch).expect_err("fenced");

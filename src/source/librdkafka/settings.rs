@@ -1,5 +1,7 @@
 //! The client's settings: what we would like, then what the user wrote, then what must be so.
 
+use std::time::Duration;
+
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
 
@@ -106,6 +108,24 @@ fn secure(client: &mut ClientConfig, kafka: &config::Kafka) -> Result<(), String
         client.set("sasl.password", sasl.read_password()?);
     }
     Ok(())
+}
+
+/// How many records and bytes of one partition the client holds that it has not returned, at most, but for one answer.
+pub(in crate::source) fn prefetched(kafka: &config::Kafka) -> (usize, usize) {
+    let number = |key| usize::try_from(number(kafka, key)).unwrap_or(usize::MAX);
+    (number("queued.min.messages"), number("queued.max.messages.kbytes").saturating_mul(1024))
+}
+
+/// After this time without a word the group has forgotten a member.
+pub(in crate::source) fn session_timeout(kafka: &config::Kafka) -> Duration {
+    Duration::from_millis(number(kafka, "session.timeout.ms"))
+}
+
+/// A setting that has a default here and is a number.
+fn number(kafka: &config::Kafka, key: &str) -> u64 {
+    let default = DEFAULTS.iter().find(|default| default.0 == key).map(|default| default.1);
+    let written = kafka.librdkafka.get(key).map(String::as_str).or(default);
+    written.and_then(|value| value.parse().ok()).unwrap_or_default()
 }
 
 /// Why librdkafka does not take the settings, without the value of anything that may be secret.

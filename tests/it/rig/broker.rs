@@ -37,6 +37,12 @@ impl Broker {
         broker
     }
 
+    /// Another broker of the same cluster.
+    #[track_caller]
+    pub fn joined_by(&self) -> Self {
+        Self::with(&["--join", self.directory.to_str().expect("text")])
+    }
+
     #[track_caller]
     fn tell(&self, command: &str, options: &[&str]) -> String {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bed/kafka.sh");
@@ -144,10 +150,12 @@ impl Admin {
         super::eventually("the records are gone", || self.ends(topic, partition).0 >= before);
     }
 
+    /// As soon as its last member has left it.
     #[track_caller]
     pub fn delete_group(&self, group: &str) {
-        let done = block_on(self.client.delete_groups(&[group], &options())).expect("Kafka answers");
-        done[0].as_ref().expect("the group is deleted");
+        super::eventually("the group is deleted", || {
+            block_on(self.client.delete_groups(&[group], &options())).expect("Kafka answers")[0].is_ok()
+        });
     }
 
     /// Whether a group has members or committed offsets.
@@ -163,6 +171,12 @@ impl Admin {
         let wanted = NewPartitions::new(topic, partitions);
         let done = block_on(self.client.create_partitions(&[wanted], &options())).expect("Kafka answers");
         done[0].as_ref().expect("partitions are added");
+        super::eventually("they are known", || {
+            let consumer: BaseConsumer =
+                ClientConfig::new().set("bootstrap.servers", &self.brokers).create().expect("a consumer");
+            let known = consumer.fetch_metadata(Some(topic), LIMIT).expect("metadata");
+            known.topics()[0].partitions().iter().filter(|partition| partition.leader() >= 0).count() == partitions
+        });
     }
 
     /// All of its settings that are not the defaults: others go.

@@ -34,9 +34,27 @@ impl Topic {
         Self::at(&bootstrap(), name)
     }
 
+    /// With a copy on so many brokers.
+    #[track_caller]
+    pub fn replicated(brokers: &str, partitions: i32, replicas: i32) -> Self {
+        let topic = Self::at(brokers, &unique("it"));
+        let (partitions, replicas) = (partitions.to_string(), replicas.to_string());
+        let name = ["--create", &topic.name, "--partitions", &partitions, "--replicas", &replicas];
+        bed(&[&["topic", "--brokers", brokers][..], &name].concat());
+        topic
+    }
+
     fn at(brokers: &str, name: &str) -> Self {
         let producer = producer(brokers, &[]);
         Self { name: name.to_owned(), brokers: brokers.to_owned(), producer }
+    }
+
+    /// One of the same name on other brokers.
+    #[track_caller]
+    pub fn twin(&self, brokers: &str) -> Self {
+        let topic = Self::at(brokers, &self.name);
+        topic.create(1, &[]);
+        topic
     }
 
     /// It is created, perhaps again.
@@ -124,7 +142,7 @@ impl Topic {
 /// The linger is long enough that what one call writes is one batch.
 fn producer(brokers: &str, settings: &[(&str, &str)]) -> BaseProducer {
     let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", brokers).set("linger.ms", "5");
+    config.set("bootstrap.servers", brokers).set("linger.ms", "5").set("message.max.bytes", "12000000");
     for (key, value) in settings {
         config.set(*key, *value);
     }

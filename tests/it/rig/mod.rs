@@ -1,11 +1,9 @@
 //! The rig: one call per boundary. Real PostgreSQL and Kafka (from the environment; missing = failure), the real binary, the
 //! bed's ledger service, all with a name of their own per test.
 
-#[allow(dead_code, reason = "the tests that use the rest come with the next commits")]
 mod broker;
 mod certificates;
 mod fake_broker;
-#[allow(dead_code, reason = "as above")]
 mod kafka;
 mod ledger;
 mod postgres;

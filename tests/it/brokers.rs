@@ -1,0 +1,188 @@
+//! Faults of brokers and of the group: reading goes on by itself, nothing is lost, nothing is sent twice.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+use crate::lost::{every_offset_is_in_one_place, gaps};
+use crate::rig::{Admin, Broker, LIMIT, Ledger, Proxy, Relay, Topic, bootstrap, eventually, ids, postgres_url, throughout};
+
+#[track_caller]
+fn delivered_once(relay: &Relay, ledger: &Ledger, expected: &[String]) {
+    eventually("all are delivered", || ledger.count("accepted") as usize >= expected.len());
+    ledger.has_exactly(expected);
+    eventually("all is settled", || relay.count("select count(*) from delivery") == 0);
+    assert_eq!((ledger.count("accepted_twice"), gaps(relay)), (0, vec![]));
+    every_offset_is_in_one_place(relay);
+}
+
+fn on(brokers: &str, topic: &Topic, ledger: &Ledger) -> Relay {
+    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
+    relay.set(&format!("kafka.brokers=[\"{brokers}\"]"));
+    relay
+}
+
+/// Seconds of CPU that the process has used.
+fn cpu(relay: &Relay) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", relay.pid())).expect("it runs");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+    (fields[11].parse::<f64>().expect("ticks") + fields[12].parse::<f64>().expect("ticks")) / 100.0
+}
+
+/// F35.
+#[test]
+fn a_broker_that_is_killed_and_comes_back_is_read_on_without_a_restart_and_waited_for_without_haste() {
+    let broker = Broker::start();
+    let (topic, ledger) = (Topic::on(&broker.address, 3, &[]), Ledger::start());
+    let mut relay = on(&broker.address, &topic, &ledger);
+    relay.start();
+    let mut sent = topic.write(0, ids("a", 0..100));
+    delivered_once(&relay, &ledger, &sent);
+    let pid = relay.pid();
+    for (round, kill) in [Broker::kill_9 as fn(&Broker), Broker::stop].into_iter().enumerate() {
+        kill(&broker);
+        eventually("it is noticed", || relay.metric("stalled{reason=\"kafka\"}") == Some(1.0));
+        let (began, before) = (Instant::now(), cpu(&relay));
+        std::thread::sleep(Duration::from_secs(2));
+        let share = (cpu(&relay) - before) / began.elapsed().as_secs_f64();
+        assert!(share < 0.5, "half a core while there is nothing to do: {share:.2}");
+        println!("{share:.2} of a core while the broker is away");
+        broker.up();
+        sent.extend(topic.write(1, ids(&format!("b{round}"), 0..100)));
+        delivered_once(&relay, &ledger, &sent);
+        eventually("all is well", || relay.metric("stalled{reason=\"kafka\"}") == Some(0.0));
+    }
+    assert_eq!(relay.pid(), pid);
+    assert!(relay.is_running());
+}
+
+/// F35.
+#[test]
+#[ignore = "takes minutes: make test-long"]
+fn a_broker_that_stands_still_for_a_minute_is_read_on_without_a_restart() {
+    let broker = Broker::start();
+    let (topic, ledger) = (Topic::on(&broker.address, 3, &[]), Ledger::start());
+    let mut relay = on(&broker.address, &topic, &ledger);
+    relay.start();
+    let mut sent = topic.write(0, ids("a", 0..100));
+    delivered_once(&relay, &ledger, &sent);
+    broker.freeze();
+    throughout(Duration::from_secs(60), "metrics are there", || relay.metric("kafka_up").is_some());
+    broker.thaw();
+    sent.extend(topic.write(1, ids("b", 0..100)));
+    delivered_once(&relay, &ledger, &sent);
+    assert!(relay.is_running());
+}
+
+/// F36: leaders and the coordinator move as brokers stop, die and come back.
+#[test]
+#[ignore = "takes minutes: make test-long"]
+fn leaders_and_coordinators_that_move_leave_no_gap_and_nothing_comes_twice() {
+    let three = ["--set", "offsets.topic.replication.factor=3", "--set", "default.replication.factor=3"];
+    let first = Broker::with(&three);
+    let others = [first.joined_by(), first.joined_by()];
+    let topic = Topic::replicated(&first.address, 6, 3);
+    let ledger = Ledger::start();
+    let mut relay = on(&first.address, &topic, &ledger);
+    relay.start();
+    let mut sent = Vec::new();
+    let mut write = |round: &str| {
+        for partition in 0..6 {
+            sent.extend(topic.write(partition, ids(&format!("{round}-{partition}"), 0..50)));
+        }
+        delivered_once(&relay, &ledger, &sent);
+    };
+    write("before");
+    for (n, broker) in others.iter().enumerate() {
+        for kill in [Broker::stop as fn(&Broker), Broker::kill_9] {
+            kill(broker);
+            write(&format!("without-{n}-{kill:p}"));
+            broker.up();
+            write(&format!("with-{n}-{kill:p}"));
+        }
+        broker.freeze();
+        write(&format!("frozen-{n}"));
+        broker.thaw();
+        write(&format!("thawed-{n}"));
+    }
+    assert!(relay.is_running());
+}
+
+/// What the group has committed of partition 0.
+fn committed(brokers: &str, relay: &Relay, topic: &str) -> Result<Option<i64>, String> {
+    let group = format!("txrelay-{}", relay.name);
+    let mut config = ClientConfig::new();
+    let consumer: BaseConsumer = config.set("bootstrap.servers", brokers).set("group.id", group).create().expect("a client");
+    let mut list = TopicPartitionList::new();
+    list.add_partition(topic, 0);
+    let found = consumer.committed_offsets(list, LIMIT).map_err(|error| error.to_string())?;
+    match found.elements()[0].offset() {
+        Offset::Offset(offset) => Ok(Some(offset)),
+        _ => Ok(None),
+    }
+}
+
+/// F38: the broker refuses every commit, because what it would store is too large.
+#[test]
+fn offsets_that_kafka_never_takes_change_nothing_because_the_position_is_postgresqls() {
+    let broker = Broker::start();
+    let (topic, ledger, admin) = (Topic::on(&broker.address, 1, &[]), Ledger::start(), Admin::of(&broker.address));
+    let mut relay = on(&broker.address, &topic, &ledger);
+    relay.start();
+    eventually("it reads", || relay.partitions() == 1);
+    let compact = ("cleanup.policy", "compact");
+    admin.settings("__consumer_offsets", &[compact, ("max.message.bytes", "10")]);
+    let mut sent = topic.write(0, ids("a", 0..100));
+    delivered_once(&relay, &ledger, &sent);
+    sent.extend(topic.write(0, ids("b", 0..100)));
+    delivered_once(&relay, &ledger, &sent);
+    // Two commits' time, and it still reads.
+    std::thread::sleep(Duration::from_secs(2));
+    sent.extend(topic.write(0, ids("c", 0..100)));
+    delivered_once(&relay, &ledger, &sent);
+    assert_eq!(relay.count("select next_offset from consumer_position"), 300);
+    relay.kill_9();
+    admin.settings("__consumer_offsets", &[compact]);
+    eventually("the coordinator is well", || committed(&broker.address, &relay, &topic.name).is_ok());
+    assert_eq!(committed(&broker.address, &relay, &topic.name), Ok(None), "Kafka took an offset, so this showed nothing");
+    sent.extend(topic.write(0, ids("d", 0..100)));
+    relay.start();
+    delivered_once(&relay, &ledger, &sent);
+    assert_eq!(ledger.count("requests"), 400, "a restart reads on at PostgreSQL's position");
+}
+
+/// F37: the group gives its partition away while it has a batch in hand that PostgreSQL does not answer for.
+#[test]
+fn a_process_that_lost_its_partitions_in_the_middle_of_a_batch_stores_and_commits_nothing_of_it() {
+    let (topic, ledger) = (Topic::new(1), Ledger::start());
+    let (mut proxy, through) = Proxy::postgres();
+    let quick = "[kafka.librdkafka]\n\"session.timeout.ms\" = \"6000\"\n";
+    let mut one = Relay::with(&topic.name, &ledger.url(), &through, quick);
+    one.start();
+    let mut sent = topic.write(0, ids("a", 0..100));
+    delivered_once(&one, &ledger, &sent);
+    let mut other = one.twin();
+    other.edit(|file| file.replace(&through, &postgres_url()));
+    proxy.tell("hold");
+    sent.extend(topic.write(0, ids("b", 0..100)));
+    // It has the batch in hand, and hears nothing.
+    let waits = |words: &str| words.contains("PostgreSQL has owed consumer an answer");
+    eventually("it waits for PostgreSQL", || one.http("/readyz").is_some_and(|words| waits(&words)));
+    one.signal("STOP");
+    other.start();
+    eventually("the other has taken over", || other.partitions() == 1);
+    delivered_once(&other, &ledger, &sent);
+    proxy.tell("pass");
+    one.signal("CONT");
+    eventually("the first one starts over", || one.log().contains("reading starts over from the positions in PostgreSQL"));
+    sent.extend(topic.write(0, ids("c", 0..100)));
+    delivered_once(&other, &ledger, &sent);
+    let position = other.count("select next_offset from consumer_position");
+    let in_kafka = || committed(&bootstrap(), &other, &topic.name).expect("Kafka answers");
+    eventually("only what is stored is committed", || {
+        assert!(in_kafka().is_none_or(|offset| offset <= position), "{:?}, and {position} are stored", in_kafka());
+        in_kafka() == Some(position)
+    });
+    assert!(one.is_running() && other.is_running());
+}
