@@ -43,8 +43,6 @@ struct State {
     logs: BTreeMap<i32, Log>,
     script: VecDeque<(i16, Fault)>,
     committed: BTreeMap<i32, i64>,
-    /// Keys of all requests, in order.
-    asked: Vec<i16>,
     /// Offsets that fetches asked for.
     fetched: Vec<(i32, i64)>,
 }
@@ -99,11 +97,6 @@ impl FakeBroker {
         self.state().committed.get(&partition).copied()
     }
 
-    /// How many requests of this key came.
-    pub fn asked(&self, key: i16) -> usize {
-        self.state().asked.iter().filter(|asked| **asked == key).count()
-    }
-
     /// Offsets that were asked of a partition.
     pub fn fetched(&self, partition: i32) -> Vec<i64> {
         self.state().fetched.iter().filter(|(p, _)| *p == partition).map(|(_, offset)| *offset).collect()
@@ -121,7 +114,6 @@ impl FakeBroker {
             read.string();
             let fault = {
                 let mut state = self.state();
-                state.asked.push(key);
                 let found = state.script.iter().position(|(of, _)| *of == key);
                 found.and_then(|n| state.script.remove(n)).map(|(_, fault)| fault)
             };
