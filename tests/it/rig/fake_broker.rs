@@ -20,7 +20,7 @@ pub enum Fault {
     Partition(i32, i16),
     /// The answer begins so many offsets too far on, as if it were another request's.
     Ahead(i64),
-    /// Bytes that are no answer, and then silence.
+    /// Bytes that are no answer, and then the connection is closed.
     Raw(Vec<u8>),
     /// Half of the answer, and the connection is closed.
     Half,
@@ -125,7 +125,7 @@ impl FakeBroker {
                 Some(Fault::Late(time)) => std::thread::sleep(time),
                 Some(Fault::Raw(bytes)) => {
                     connection.write_all(&bytes)?;
-                    continue;
+                    return Ok(());
                 }
                 Some(Fault::Half) => {
                     connection.write_all(&frame[..frame.len() / 2])?;
