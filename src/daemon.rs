@@ -26,7 +26,7 @@ use crate::ops::throttle::Throttle;
 use crate::ops::watchdog::Watchdog;
 use crate::ops::{VERSION, doorman, exporter, logging, systemd};
 use crate::source::{self, SourceError, TroubleKind};
-use crate::store::{ERROR_KINDS, LeaseTime, Link, Patience, Pool, Room};
+use crate::store::{ERROR_KINDS, LeaseTime, Link, Patience, Pool, Room, Timelines};
 use crate::upkeep::Upkeep;
 
 /// What was last said about the health.
@@ -173,9 +173,10 @@ fn start(current: &Current) -> anyhow::Result<Running> {
         alive.insert(name.clone());
         spawn(name, &ended, &pulses, work).map(drop)
     };
+    let timelines = Timelines::default();
     let mut links = Vec::new();
     let mut link = |role| {
-        let link = Link::new(&config.postgres, &config.name, role);
+        let link = Link::new(&config.postgres, &config.name, role, &timelines);
         links.push((role, link.patience()));
         link
     };
@@ -194,10 +195,10 @@ fn start(current: &Current) -> anyhow::Result<Running> {
     let keeper = Upkeep {
         config: current.clone(),
         open: open_deliveries.clone(),
-        pool: Pool::new(&config.postgres, &config.name),
+        pool: Pool::new(&config.postgres, &config.name, &timelines),
         room: room.clone(),
         unsettled: flow.unsettled.clone(),
-        instance: instance.as_ref().map(|instance| instance.id),
+        instance: instance.as_ref().map(|instance| instance.mark.clone()),
         metrics: metrics.clone(),
         health: health.clone(),
         throttle: Throttle::per_minute(),
@@ -281,7 +282,7 @@ fn static_member(config: &Config, instance: &Instance) -> String {
     topics.sort();
     let hash = Sha256::digest(topics.join("\n"));
     let mark: String = hash[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("txrelay-{}-{}-{mark}", config.name, instance.id)
+    format!("txrelay-{}-{}-{mark}", config.name, instance.mark.id)
 }
 
 /// Consumer and claimer first, then the workers (the request in hand is finished, the rest given back), the settler (it

@@ -88,8 +88,8 @@ comment on table audit_finding is 'What upkeep''s audit found wrong and has not 
 
 alter table consumer_position add column cluster_id text;
 comment on column consumer_position.cluster_id is 'The cluster whose log next_offset belongs to.';
-alter table process add column boot_id uuid;
-comment on column process.boot_id is 'The boot of the machine on which it runs: the same state file under another one may be a clone''s.';
+alter table process add column lock_id uuid;
+comment on column process.lock_id is 'Names the lock on its state file (boot and inode): whoever holds one of this name later proves that this process is dead.';
 alter table pipeline
   add column audited_id bigint not null default 0,
   add column audit_at timestamptz,

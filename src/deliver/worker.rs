@@ -54,7 +54,8 @@ impl Worker {
             } else {
                 self.attempt(&leased)
             };
-            let settlement = Settlement { id: leased.id, lease: leased.lease, attempt: leased.attempt, what };
+            let Leased { id, lease, attempt, received_at, .. } = leased;
+            let settlement = Settlement { id, lease, attempt, received_at, what };
             pulse::at("waiting for the settler", None);
             if outcomes.send(settlement).is_err() {
                 anyhow::ensure!(self.stop.is_stopping(), "the settler is gone");
@@ -73,7 +74,9 @@ impl Worker {
             attempt: leased.attempt,
         };
         self.metrics.requests_in_flight.inc();
+        failpoint("step-send");
         let answer = self.transport.send(&delivery);
+        failpoint("step-answered");
         self.metrics.requests_in_flight.dec();
         let now = Instant::now();
         self.room.observe(answer.latency);

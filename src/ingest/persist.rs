@@ -8,6 +8,7 @@ use super::consumer::{Consumer, Leave};
 use crate::core::identify::Reason;
 use crate::core::offsets::{self, holes};
 use crate::core::record::{Record, TopicPartition};
+use crate::failpoint::failpoint;
 use crate::ops::pulse;
 use crate::source::{MessageSource, Polled};
 use crate::store::{Advance, Batch, Ingested, Leased, Reservation, StoreError};
@@ -63,6 +64,7 @@ impl Consumer {
         let (candidates, rejects) = sort_out(records, &config.transaction_id, config.kafka.record_max, incarnation);
         let mut pending =
             Pending { batch: Batch { candidates, rejects, advances, lease: None }, began: Instant::now(), reservation: None };
+        failpoint("step-fetched");
         let done = match self.persist(source, &mut pending) {
             Ok(done) => done,
             Err(leave) => return Some(leave),
@@ -250,6 +252,7 @@ impl Consumer {
 
     /// After COMMIT: hand over, wake, and only then mark the offsets.
     fn settle_in(&mut self, source: &mut dyn MessageSource, pending: Pending, done: Ingested) {
+        failpoint("step-ingested");
         let Pending { batch, began, reservation } = pending;
         self.count(&batch, &done);
         let fresh = done.new.len();
@@ -273,6 +276,7 @@ impl Consumer {
             let lost = self.metrics.gap_records_total.with_label_values(&[labels[0], "unexplained"]);
             lost.inc_by(offsets::count(&advance.unexplained) as u64);
         }
+        failpoint("step-handed-over");
         source.store(&reached);
     }
 

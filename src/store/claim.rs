@@ -7,6 +7,7 @@ use super::lease::{LeaseTime, Leased, Reservation};
 use super::sql::{NEXT_DUE, PAYLOADS, claim};
 use super::{ProcessId, Session, StoreError};
 use crate::core::headers;
+use crate::failpoint::failpoint;
 
 /// Lower bound of the next poll on `due_at`: below it nothing live is expected. It makes a poll independent of the dead
 /// entries that a long transaction of somebody else keeps in the index (0.1 ms instead of 67 and growing).
@@ -109,7 +110,9 @@ impl Session {
         let ids: Vec<i64> = heads.iter().map(|head| head.0).collect();
         let retried: Vec<i64> = heads.iter().filter(|head| head.1 > 1).map(|head| head.0).collect();
         let mut bodies = transaction.query(&payloads, &[&ids, &(room.bytes() as i64), &retried])?;
+        failpoint("step-claim-commit");
         transaction.commit()?;
+        failpoint("step-claimed");
         bodies.sort_unstable_by_key(|row| row.get::<_, i64>(0));
         let mut claimed = Claimed { rows: Vec::with_capacity(heads.len()), too_much: Vec::new() };
         let mut topic: Arc<str> = Arc::from("");

@@ -16,6 +16,7 @@ use crate::core::headers;
 use crate::core::identify::Reason;
 use crate::core::offsets::{self, Offsets};
 use crate::core::record::{Record, TopicPartition};
+use crate::failpoint::failpoint;
 
 /// Numbers of the topics in table `topic`.
 pub type Topics = HashMap<Arc<str>, i16>;
@@ -187,6 +188,7 @@ impl Session {
         let read = batch.candidates.len() + batch.rejects.len() - reread;
         advance(&mut transaction, &statements, writer, &batch.advances, read)?;
         insert_skipped(&mut transaction, &statements, &batch.advances)?;
+        failpoint("step-ingest-commit");
         transaction.commit()?;
         done.duplicates = repeats.iter().map(|repeat| repeat.0).collect();
         done.rejected = rejects.iter().map(|r| (r.reason, r.record.at.clone(), r.record.offset)).collect();

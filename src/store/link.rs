@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::patience::Patience;
-use super::session::Timeouts;
+use super::session::{Timeouts, in_any_order};
+use super::timeline::{Timeline, Timelines};
 use super::{Role, Session, StoreError};
 use crate::config;
 
@@ -12,16 +13,17 @@ pub struct Link {
     postgres: config::Postgres,
     role: Role,
     patience: Patience,
-    pub(super) session: Option<Session>,
+    timelines: Timelines,
+    pub(super) session: Option<(Session, Option<Timeline>)>,
     failures: u32,
 }
 
 impl Link {
     /// Connects to nothing yet.
-    pub fn new(postgres: &config::Postgres, pipeline: &str, role: &'static str) -> Self {
+    pub fn new(postgres: &config::Postgres, pipeline: &str, role: &'static str, timelines: &Timelines) -> Self {
         let role = Role { pipeline: pipeline.to_owned(), role };
         let patience = Patience::new(Some(Timeouts::of(postgres.lease).answer));
-        Self { postgres: postgres.clone(), role, patience, session: None, failures: 0 }
+        Self { postgres: postgres.clone(), role, patience, timelines: timelines.clone(), session: None, failures: 0 }
     }
 
     /// Tells how long PostgreSQL has owed this link an answer; for whoever watches its thread.
@@ -30,13 +32,28 @@ impl Link {
     }
 
     /// The session, connected if need be (one try).
-    pub fn session(&mut self) -> Result<&mut Session, StoreError> {
-        if self.session.is_none() {
-            let connected = Session::connect_with(&self.postgres, &self.role, self.patience.clone());
-            let session = connected.inspect_err(|_| self.failed_once())?;
-            self.session = Some(session);
+    fn session(&mut self) -> Result<&mut Session, StoreError> {
+        if self.session.as_ref().is_some_and(|(_, timeline)| self.timelines.is_old(*timeline)) {
+            // An error, because it is another server from here on: what is known of the old one must be asked again.
+            self.session = None;
+            return Err(StoreError::Connection(format!(
+                "{}: another server was promoted; connecting anew",
+                self.postgres.place()
+            )));
         }
-        Ok(self.session.as_mut().expect("set above"))
+        if self.session.is_none() {
+            self.session = Some(self.connect().inspect_err(|_| self.failed_once())?);
+        }
+        Ok(&mut self.session.as_mut().expect("set above").0)
+    }
+
+    fn connect(&mut self) -> Result<(Session, Option<Timeline>), StoreError> {
+        let mut session = Session::connect_with(&self.postgres, &self.role, self.patience.clone())?;
+        let timeline = session.timeline()?;
+        // The first host that takes writes may always be the old one.
+        let admitted = self.timelines.admit(timeline, &self.postgres.place());
+        admitted.inspect_err(|_| in_any_order(&mut self.postgres.client))?;
+        Ok((session, timeline))
     }
 
     /// Does `work` on the session and notes how it went: a lost connection is dropped here.

@@ -21,6 +21,7 @@ mod retention;
 mod session;
 mod settle;
 mod sql;
+mod timeline;
 mod turn;
 mod upkeep;
 
@@ -40,7 +41,8 @@ pub use retention::{DuplicatePlace, Purged};
 pub use session::{Role, Session, ensure_own_session};
 pub use settle::{Settled, Settlement, Tried};
 pub use sql::{CLAIM_LIMITS, Sql, all as statements};
-pub use upkeep::{Gauges, Heartbeat, Pulse, Registration, ensure_pipeline, ensure_server};
+pub use timeline::Timelines;
+pub use upkeep::{Gauges, Heartbeat, Predecessor, Pulse, Registered, Registration, ensure_pipeline, ensure_server};
 
 /// Number of this process in table `process`; holder of leases and owner of partitions.
 pub type ProcessId = i64;

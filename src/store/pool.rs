@@ -7,7 +7,8 @@ use r2d2_postgres::PostgresConnectionManager;
 
 use super::connector::Connector;
 use super::patience::Patience;
-use super::session::{Connection, Timeouts, client_config, settings};
+use super::session::{Connection, Timeouts, client_config, in_any_order, settings};
+use super::timeline::Timelines;
 use super::{Role, Session, StoreError};
 use crate::config;
 
@@ -16,6 +17,7 @@ pub struct Pool {
     postgres: config::Postgres,
     role: Role,
     connector: Connector,
+    timelines: Timelines,
     pool: Option<r2d2::Pool<PostgresConnectionManager<Connector>>>,
     built_at: Instant,
     /// The password that its connections are made with.
@@ -33,11 +35,12 @@ impl r2d2::CustomizeConnection<Client, postgres::Error> for Prepare {
 
 impl Pool {
     /// Connects to nothing yet: a missing database does not stop the start.
-    pub fn new(postgres: &config::Postgres, pipeline: &str) -> Self {
+    pub fn new(postgres: &config::Postgres, pipeline: &str, timelines: &Timelines) -> Self {
         let role = Role { pipeline: pipeline.to_owned(), role: "upkeep" };
         let patience = Patience::new(Some(Timeouts::of(postgres.lease).answer));
         let connector = Connector::new(&postgres.tls, patience);
-        Self { postgres: postgres.clone(), role, connector, pool: None, built_at: Instant::now(), built_with: None }
+        let (postgres, timelines) = (postgres.clone(), timelines.clone());
+        Self { postgres, role, connector, timelines, pool: None, built_at: Instant::now(), built_with: None }
     }
 
     fn build(&self) -> Result<r2d2::Pool<PostgresConnectionManager<Connector>>, StoreError> {
@@ -63,7 +66,15 @@ impl Pool {
         };
         let client = pool.get().map_err(|e| StoreError::Connection(e.to_string()));
         self.pool = Some(pool);
-        Ok(Session::on(Connection::Pooled(Box::new(client?))))
+        let mut session = Session::on(Connection::Pooled(Box::new(client?)));
+        // Each time, because of several connections each may lead to another server.
+        let timeline = session.timeline()?;
+        if let Err(old) = self.timelines.admit(timeline, &self.postgres.place()) {
+            self.pool = None;
+            in_any_order(&mut self.postgres.client);
+            return Err(old);
+        }
+        Ok(session)
     }
 
     /// After a failure: makes the pool anew, at once where there is a new password, otherwise once a minute at most (each pool has

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::sql::{BEGIN_POSITIONS, INSERT_GAP, MOVE_POSITION, OWN, POSITIONS, TOPIC_POSITIONS};
 use super::{ProcessId, Session, StoreError};
 use crate::core::record::{LogId, TopicPartition};
+use crate::failpoint::failpoint;
 
 /// A partition's position as PostgreSQL holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +58,7 @@ impl Session {
         let statement = self.prepare(&BEGIN_POSITIONS)?;
         let (partitions, offsets): (Vec<i32>, Vec<i64>) = offsets.iter().copied().unzip();
         self.client.execute(&statement, &[&topic, &partitions, &offsets, &log.topic, &log.cluster])?;
+        failpoint("step-began");
         Ok(())
     }
 
@@ -72,6 +74,7 @@ impl Session {
         let ids: Vec<_> = wanted.iter().map(|w| w.2.topic).collect();
         let clusters: Vec<Option<&str>> = wanted.iter().map(|w| w.2.cluster.as_deref()).collect();
         let rows = self.client.query(&statement, &[&topics, &numbers, &first, &ids, &process, &clusters])?;
+        failpoint("step-owned");
         Ok(rows.iter().map(|row| position(row, &partitions)).collect())
     }
 
@@ -102,7 +105,10 @@ impl Session {
                 &[&topic, &from.at.partition, &gap.incarnation, &gap.from_offset, &gap.to_offset, &gap.reason],
             )?;
         }
-        Ok(transaction.commit()?)
+        failpoint("step-move-commit");
+        transaction.commit()?;
+        failpoint("step-moved");
+        Ok(())
     }
 }
 

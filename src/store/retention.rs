@@ -10,6 +10,7 @@ use super::sql::{
     RETENTION_TURN,
 };
 use super::{ProcessId, Session, StoreError, slot};
+use crate::failpoint::failpoint;
 
 /// What one step did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -123,7 +124,9 @@ impl Step<'_> {
     /// Commits it; the pass as well, with the `last` one.
     fn end(mut self, last: bool) -> Result<(), StoreError> {
         self.transaction.execute(&self.note, &[&self.process, &last])?;
+        failpoint("step-retain-commit");
         self.transaction.commit()?;
+        failpoint("step-retained");
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use postgres::config::{Host, SslMode, SslNegotiation};
+use postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation};
 use postgres::{Client, SimpleQueryMessage, Statement};
 use r2d2_postgres::PostgresConnectionManager;
 
@@ -186,6 +186,11 @@ pub(super) fn client_config(postgres: &config::Postgres, role: &Role) -> Result<
         client.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
     }
     Ok(client)
+}
+
+/// From now on the hosts are tried in an order that is drawn each time.
+pub(super) fn in_any_order(client: &mut postgres::Config) {
+    client.load_balance_hosts(LoadBalanceHosts::Random);
 }
 
 /// A plan made while the queue is empty takes 211 s instead of 34 ms when a backlog arrives: plans are pinned to indexes.

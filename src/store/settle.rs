@@ -1,10 +1,11 @@
 //! Writing outcomes, fenced by the lease: up to 500 in one transaction.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::sql::{GIVE_BACK, SETTLE_DELIVERED, SETTLE_DIED, SETTLE_FAILED, SETTLE_STALE};
 use super::{ProcessId, Session, StoreError, slot};
 use crate::core::outcome::{Outcome, Sent};
+use crate::failpoint::failpoint;
 
 /// What became of one leased delivery.
 #[derive(Debug, Clone)]
@@ -15,6 +16,9 @@ pub struct Settlement {
     pub lease: i64,
     /// Which attempt.
     pub attempt: i32,
+    /// When it was received, as PostgreSQL said: with the id, which transaction it is. After a failover to a replica that was
+    /// behind, the id alone may be another's.
+    pub received_at: SystemTime,
     /// What follows.
     pub what: Settled,
 }
@@ -88,6 +92,7 @@ struct Columns<'a> {
     sent: Vec<i16>,
     ms: Vec<i32>,
     errors: Vec<Option<&'a str>>,
+    received: Vec<SystemTime>,
 }
 
 impl<'a> Columns<'a> {
@@ -100,6 +105,7 @@ impl<'a> Columns<'a> {
         self.sent.push(tried.sent as i16);
         self.ms.push(i32::try_from(tried.latency.as_millis()).unwrap_or(i32::MAX));
         self.errors.push(tried.error.as_deref());
+        self.received.push(s.received_at);
     }
 }
 
@@ -107,6 +113,7 @@ impl Session {
     /// Settles a batch in one transaction and returns how many were stale: their lease was no longer the row's, so that
     /// they changed nothing but the history. Repeating a batch whose COMMIT answer was lost is harmless.
     pub fn settle(&mut self, process: ProcessId, batch: &[Settlement]) -> Result<usize, StoreError> {
+        failpoint("step-settle");
         let mut batch: Vec<&Settlement> = batch.iter().collect();
         // In order of id: two processes that settle the same rows would deadlock otherwise.
         batch.sort_unstable_by_key(|s| s.id);
@@ -159,6 +166,7 @@ impl Session {
         }
         if !back_ids.is_empty() {
             transaction.execute(&s_back?, &[&back_ids, &back_leases])?;
+            failpoint("step-give-back-commit");
         }
         let mut stale = 0;
         if settled.len() < batch.len() - back_ids.len() {
@@ -171,10 +179,15 @@ impl Session {
             }
             let c = &refused;
             stale = transaction
-                .query(&s_stale?, &[&c.ids, &c.leases, &c.attempts, &c.outcomes, &c.statuses, &c.sent, &c.ms, &c.errors])?
+                .query(
+                    &s_stale?,
+                    &[&c.ids, &c.leases, &c.attempts, &c.outcomes, &c.statuses, &c.sent, &c.ms, &c.errors, &c.received],
+                )?
                 .len();
         }
+        failpoint("step-settle-commit");
         transaction.commit()?;
+        failpoint("step-settled");
         Ok(stale)
     }
 }

@@ -86,6 +86,7 @@ statements! {
     SETTLE_FAILED = "settle_failed",
     SETTLE_STALE = "settle_stale",
     SWEEP = "sweep",
+    TIMELINE = "timeline",
     TOPIC_ID = "topic_id",
     TOPIC_POSITIONS = "topic_positions",
 }

@@ -30,6 +30,6 @@ impl Session {
 impl Link {
     /// Whether the session that took the reader's lock still is the one in use; without asking.
     pub fn reads(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| session.reads)
+        self.session.as_ref().is_some_and(|(session, _)| session.reads)
     }
 }

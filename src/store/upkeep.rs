@@ -8,18 +8,46 @@ use uuid::Uuid;
 use super::sql::{BURY, EXPIRE, GAUGES, GIVE_BACK, GIVE_BACK_LEASE, GOODBYE, HEARTBEAT, PREDECESSORS, REGISTER, SWEEP};
 use super::{ProcessId, Session, StoreError};
 use crate::core::ledger::{Counter, Ledger};
+use crate::failpoint::failpoint;
 
 /// A start of the daemon, as registered.
 #[derive(Debug, Clone)]
 pub struct Registration {
     /// UUID of the locked state file; `None` without a state directory.
     pub instance: Option<Uuid>,
+    /// Names the lock on it.
+    pub lock: Option<Uuid>,
     /// Host name.
     pub host: String,
     /// `txrelay` version.
     pub version: &'static str,
     /// `postgres.lease`
     pub lease: Duration,
+}
+
+/// A process that is registered. Its id alone may be another's after a failover to a replica that was behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Registered {
+    /// Its number.
+    pub id: ProcessId,
+    started_at: SystemTime,
+}
+
+/// An earlier life of an installation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Predecessor {
+    /// Its number.
+    pub id: ProcessId,
+    /// Length of its leases.
+    pub lease: Duration,
+    /// Where it ran.
+    pub host: String,
+    /// As what.
+    pub pid: i32,
+    /// Its last heartbeat, by PostgreSQL's clock.
+    pub seen_at: SystemTime,
+    /// Whether it is known to be dead. Otherwise it may be running: as the original of a copied state file.
+    pub is_dead: bool,
 }
 
 /// What the heartbeat says.
@@ -42,6 +70,8 @@ pub struct Pulse {
     pub repairing: bool,
     /// Whether delivering is paused.
     pub paused: bool,
+    /// Whether another process has taken this one for dead, and its place.
+    pub buried: bool,
 }
 
 /// Everything that is counted, of one moment.
@@ -140,43 +170,58 @@ pub fn ensure_pipeline(session: &mut Session, name: &str) -> Result<(), StoreErr
 
 impl Session {
     /// Registers this start.
-    pub fn register(&mut self, registration: &Registration) -> Result<ProcessId, StoreError> {
+    pub fn register(&mut self, registration: &Registration) -> Result<Registered, StoreError> {
         let statement = self.prepare(&REGISTER)?;
         let pid = std::process::id() as i32;
         let lease_ms = registration.lease.as_millis() as i64;
-        let row = self
-            .client
-            .query_one(&statement, &[&registration.instance, &registration.host, &pid, &registration.version, &lease_ms])?;
-        Ok(row.get(0))
+        let Registration { instance, lock, host, version, .. } = registration;
+        let row = self.client.query_one(&statement, &[instance, host, &pid, version, &lease_ms, lock])?;
+        Ok(Registered { id: row.get(0), started_at: row.get(1) })
     }
 
     /// Says that this process lives. `None`: its row is gone, so the database is not the one that it registered with.
-    pub fn heartbeat(&mut self, process: ProcessId, beat: &Heartbeat) -> Result<Option<Pulse>, StoreError> {
+    pub fn heartbeat(&mut self, process: Registered, beat: &Heartbeat) -> Result<Option<Pulse>, StoreError> {
         let statement = self.prepare(&HEARTBEAT)?;
         let in_flight = i32::try_from(beat.in_flight).unwrap_or(i32::MAX);
-        let row = self.client.query_opt(&statement, &[&process, &in_flight, &beat.stalled, &beat.status])?;
+        let Registered { id, started_at } = process;
+        let row = self.client.query_opt(&statement, &[&id, &started_at, &in_flight, &beat.stalled, &beat.status])?;
         let said = |row: &postgres::Row, n| row.get::<_, Option<bool>>(n).unwrap_or(false);
-        Ok(row.map(|row| Pulse { clock: row.get(0), repairing: said(&row, 1), paused: said(&row, 2) }))
+        Ok(row.map(|row| Pulse { clock: row.get(0), repairing: said(&row, 1), paused: said(&row, 2), buried: said(&row, 3) }))
     }
 
     /// Says that this process has ended and holds nothing.
-    pub fn goodbye(&mut self, process: ProcessId) -> Result<(), StoreError> {
+    pub fn goodbye(&mut self, process: Registered) -> Result<(), StoreError> {
+        failpoint("step-goodbye");
         let statement = self.prepare(&GOODBYE)?;
-        self.client.execute(&statement, &[&process])?;
+        self.client.execute(&statement, &[&process.id, &process.started_at])?;
         Ok(())
     }
 
-    /// Earlier lives of this instance that may still hold leases. The caller holds the instance's lock, so they are dead.
-    /// Each comes with the length of its leases. They no longer count as silent.
-    pub fn predecessors(&mut self, instance: Uuid, process: ProcessId) -> Result<Vec<(ProcessId, Duration)>, StoreError> {
-        let (statement, bury) = (self.prepare(&PREDECESSORS)?, self.prepare(&BURY)?);
-        let rows = self.client.query(&statement, &[&instance, &process])?;
-        let dead: Vec<(ProcessId, Duration)> =
-            rows.iter().map(|row| (row.get(0), Duration::from_millis(row.get::<_, i64>(1).max(0) as u64))).collect();
-        for (id, _) in &dead {
-            self.client.execute(&bury, &[id])?;
-        }
-        Ok(dead)
+    /// Earlier lives of this instance that may still hold leases. The caller holds the lock named `lock`.
+    pub fn predecessors(
+        &mut self,
+        instance: Uuid,
+        lock: Option<Uuid>,
+        process: ProcessId,
+    ) -> Result<Vec<Predecessor>, StoreError> {
+        let statement = self.prepare(&PREDECESSORS)?;
+        let rows = self.client.query(&statement, &[&instance, &process, &lock])?;
+        let predecessor = |row: &postgres::Row| Predecessor {
+            id: row.get(0),
+            lease: Duration::from_millis(row.get::<_, i64>(1).max(0) as u64),
+            host: row.get(2),
+            pid: row.get(3),
+            seen_at: row.get(4),
+            is_dead: row.get(5),
+        };
+        Ok(rows.iter().map(predecessor).collect())
+    }
+
+    /// Notes that these processes are dead: they no longer count as silent, and one that wakes up all the same hears of it.
+    pub fn bury(&mut self, dead: &[ProcessId]) -> Result<(), StoreError> {
+        let statement = self.prepare(&BURY)?;
+        self.client.execute(&statement, &[&dead])?;
+        Ok(())
     }
 
     /// Frees the leases of dead processes, up to 500; returns how many. `longest` is the longest lease they may have taken.
@@ -198,13 +243,18 @@ impl Session {
     pub fn give_back(&mut self, rows: &[(i64, i64)]) -> Result<u64, StoreError> {
         let statement = self.prepare(&GIVE_BACK)?;
         let (ids, leases): (Vec<i64>, Vec<i64>) = rows.iter().copied().unzip();
-        Ok(self.client.execute(&statement, &[&ids, &leases])?)
+        failpoint("step-give-back");
+        let n = self.client.execute(&statement, &[&ids, &leases])?;
+        failpoint("step-given-back");
+        Ok(n)
     }
 
     /// Gives back all that carries `lease`: a claim whose commit is in doubt, and of which nothing was sent.
     pub fn give_back_lease(&mut self, lease: i64, length: Duration) -> Result<u64, StoreError> {
         let statement = self.prepare(&GIVE_BACK_LEASE)?;
-        Ok(self.client.execute(&statement, &[&lease, &(length.as_millis() as i64)])?)
+        let n = self.client.execute(&statement, &[&lease, &(length.as_millis() as i64)])?;
+        failpoint("step-give-back-lease");
+        Ok(n)
     }
 
     /// Counts everything.

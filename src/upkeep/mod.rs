@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::Sender;
-use uuid::Uuid;
 
 use self::clocks::Clocks;
 use self::retention::Retention;
@@ -20,13 +19,14 @@ use crate::config::Current;
 use crate::failpoint::failpoint;
 use crate::ops::VERSION;
 use crate::ops::health::Health;
+use crate::ops::instance::Mark;
 use crate::ops::metrics::{Metrics, unix_seconds};
 use crate::ops::pulse;
 use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
 use crate::store::{
-    Gauges, Heartbeat, Pool, ProcessId, Registration, Role, Room, SchemaState, Session, StoreError, ensure_own_session,
-    ensure_pipeline, ensure_server, grant, migrate, schema_state,
+    Gauges, Heartbeat, Pool, ProcessId, Registered, Registration, Role, Room, SchemaState, Session, StoreError,
+    ensure_own_session, ensure_pipeline, ensure_server, grant, migrate, schema_state,
 };
 
 /// One round: what it costs PostgreSQL is less than 1 % of a core.
@@ -47,7 +47,7 @@ pub struct Upkeep {
     /// Outcomes are kept that PostgreSQL does not have yet: their leases may have run out, and must not be taken from them.
     pub unsettled: Arc<AtomicBool>,
     /// Of the locked state file; `None`: no sweep, only expiry.
-    pub instance: Option<Uuid>,
+    pub instance: Option<Mark>,
     /// Series.
     pub metrics: Metrics,
     /// What is waited for.
@@ -62,42 +62,42 @@ impl Upkeep {
     /// Opens the store, tells the others the process's number, and keeps order until told to stop.
     pub fn run(mut self, opened: &[Sender<ProcessId>]) -> anyhow::Result<()> {
         let Some(process) = self.open()? else { return Ok(()) };
-        for thread in opened {
-            // A thread that is gone has been reported by itself.
-            let _ = thread.send(process);
-        }
-        self.keep(process)?;
+        // Nothing is swept and no group is joined while another process may hold this one's place.
+        let result = self.outlive_predecessors(process).and_then(|is_alone| {
+            if !is_alone {
+                return Ok(());
+            }
+            self.health.go("upkeep", "postgres");
+            for thread in opened {
+                // A thread that is gone has been reported by itself.
+                let _ = thread.send(process.id);
+            }
+            self.keep(process)
+        });
         pulse::at("saying goodbye", pulse::REMOTE);
         if let Ok(mut session) = self.pool.session() {
             // Without it the heartbeat's silence says the same a little later.
             let _ = session.goodbye(process);
         }
-        Ok(())
+        result
     }
 
     /// Tries until there is a schema that can be used. `None`: told to stop. Only another pipeline's schema, or one that this
     /// version cannot use, ends the process.
-    fn open(&mut self) -> anyhow::Result<Option<ProcessId>> {
+    fn open(&mut self) -> anyhow::Result<Option<Registered>> {
         let mut pause = Duration::from_millis(100);
         loop {
             // Migrations of a large schema take their time.
             pulse::at("opening the store", pulse::REMOTE);
             let error = match self.try_open() {
                 Ok(process) => {
-                    self.health.go("upkeep", "postgres");
                     self.health.go("upkeep", "schema");
                     return Ok(Some(process));
                 }
                 Err(StoreError::Unusable(text)) => return Err(ExitWith { status: 78, text }.into()),
                 Err(error) => error,
             };
-            self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
-            let reason = if matches!(error, StoreError::Connection(_)) { "postgres" } else { "schema" };
-            self.health.go("upkeep", if reason == "postgres" { "schema" } else { "postgres" });
-            self.health.wait("upkeep", reason, format!("PostgreSQL: {error}"));
-            if let Some(note) = self.throttle.admit(&error.to_string(), Instant::now()) {
-                log::warn!("waiting for PostgreSQL: {error}{note}");
-            }
+            self.say_unopened(&error);
             pause = (pause * 2).min(Duration::from_secs(5));
             pulse::at("waiting to open the store", pulse::PROMPT);
             if self.stop.wait(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)) {
@@ -106,7 +106,18 @@ impl Upkeep {
         }
     }
 
-    fn try_open(&mut self) -> Result<ProcessId, StoreError> {
+    /// The store cannot be used yet.
+    fn say_unopened(&mut self, error: &StoreError) {
+        self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
+        let reason = if matches!(error, StoreError::Connection(_)) { "postgres" } else { "schema" };
+        self.health.go("upkeep", if reason == "postgres" { "schema" } else { "postgres" });
+        self.health.wait("upkeep", reason, format!("PostgreSQL: {error}"));
+        if let Some(note) = self.throttle.admit(&error.to_string(), Instant::now()) {
+            log::warn!("waiting for PostgreSQL: {error}{note}");
+        }
+    }
+
+    fn try_open(&mut self) -> Result<Registered, StoreError> {
         let config = self.config.get();
         // Not out of the pool: it tries again and again by itself, and hides why it fails.
         let role = |role| Role { pipeline: config.name.clone(), role };
@@ -141,14 +152,15 @@ impl Upkeep {
         ensure_pipeline(&mut session, &config.name)?;
         self.look_for_clock_set_back(&mut session)?;
         session.register(&Registration {
-            instance: self.instance,
+            instance: self.instance.as_ref().map(|mark| mark.id),
+            lock: self.instance.as_ref().and_then(|mark| mark.lock),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             version: VERSION,
             lease: config.postgres.lease,
         })
     }
 
-    fn keep(&mut self, process: ProcessId) -> anyhow::Result<()> {
+    fn keep(&mut self, process: Registered) -> anyhow::Result<()> {
         let began = Instant::now();
         let mut rounds = Rounds {
             count_at: began,
@@ -164,12 +176,17 @@ impl Upkeep {
             match result {
                 Ok(()) => self.health.go("upkeep", "postgres"),
                 Err(StoreError::Fenced(why)) => anyhow::bail!("{why}"),
+                Err(StoreError::Unusable(text)) => return Err(ExitWith { status: 78, text }.into()),
                 Err(error) => {
                     self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
                     if let Some(note) = self.throttle.admit(error.kind(), Instant::now()) {
                         log::warn!("upkeep failed, will try again: {error}{note}");
                     }
                     self.health.wait("upkeep", "postgres", format!("PostgreSQL: {error}"));
+                    if matches!(error, StoreError::Connection(_)) {
+                        // The next one may be a replica that was behind: there, leases from before this may not have ended.
+                        rounds.expired_until = None;
+                    }
                     self.pool.renew();
                 }
             }
@@ -184,7 +201,7 @@ impl Upkeep {
         }
     }
 
-    fn round(&mut self, process: ProcessId, began: Instant, rounds: &mut Rounds) -> Result<(), StoreError> {
+    fn round(&mut self, process: Registered, began: Instant, rounds: &mut Rounds) -> Result<(), StoreError> {
         pulse::at("beating", pulse::REMOTE);
         let mut session = self.pool.session()?;
         let beat = Heartbeat {
@@ -195,9 +212,15 @@ impl Upkeep {
         let before = Instant::now();
         let Some(pulse) = session.heartbeat(process, &beat)? else {
             return Err(StoreError::Fenced(
-                "this process is no longer registered: was the database restored from a backup?".to_owned(),
+                "this process is no longer registered: was the database restored from a backup, or has a replica taken over that was \
+                 behind? It starts anew"
+                    .to_owned(),
             ));
         };
+        if pulse.buried {
+            return Err(StoreError::Unusable(self.say_replaced()));
+        }
+        let process = process.id;
         self.heed_pause(pulse.paused);
         let expires_at = self.pool.certificate_expires_at().unwrap_or(0);
         self.metrics.certificate_expiry_timestamp_seconds.with_label_values(&["postgres"]).set(expires_at as f64);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::bounded;
 use txrelay::config;
@@ -11,7 +11,7 @@ use txrelay::deliver::{Claimer, Flow, Settler};
 use txrelay::ops::health::Health;
 use txrelay::ops::metrics::{Identity, Metrics};
 use txrelay::ops::stop::group;
-use txrelay::store::{LeaseTime, Link, Role, Room, Session, Settled, Settlement, Tried, migrate};
+use txrelay::store::{LeaseTime, Link, Role, Room, Session, Settled, Settlement, Timelines, Tried, migrate};
 
 use crate::rig::{LIMIT, Proxy, eventually, postgres_url, throughout, unique};
 
@@ -47,7 +47,7 @@ fn nothing_is_claimed_before_every_kept_outcome_is_written() {
     let flow = Flow::new();
     let unsettled = flow.unsettled.clone();
     let settler = Settler {
-        link: Link::new(&at(&through), "it", "settler"),
+        link: Link::new(&at(&through), "it", "settler", &Timelines::default()),
         unsettled: flow.unsettled,
         health: Health::new(metrics.clone()),
         metrics,
@@ -61,6 +61,7 @@ fn nothing_is_claimed_before_every_kept_outcome_is_written() {
         id,
         lease: 7,
         attempt: 1,
+        received_at: SystemTime::UNIX_EPOCH,
         what: Settled::Delivered(Tried {
             outcome: Outcome::Delivered,
             status: Some(200),
@@ -101,7 +102,7 @@ fn a_wake_up_is_enough_even_if_nobody_polls_for_an_hour() {
     let (stopper, stop) = group(&Arc::default());
     let flow = Flow::new();
     let claimer = Claimer {
-        link: Link::new(&config, "it", "claimer"),
+        link: Link::new(&config, "it", "claimer", &Timelines::default()),
         room: Room::new(64, time),
         time,
         poll: Duration::from_secs(3600),

@@ -189,6 +189,7 @@ fn a_role_that_may_not_connect_for_10_s_is_waited_for() {
     said_postgres(&running.heals(), &["postgres", "too many connections for role \"relay\""]);
 }
 
+/// F20: of ingest, settle and claim.
 #[test]
 fn commits_whose_answers_are_lost_are_neither_lost_nor_repeated() {
     let pg = Pg::start();
@@ -232,6 +233,7 @@ fn cut_connections_are_made_again_and_nothing_is_sent_twice() {
     said_postgres(&running.heals(), &["postgres"]);
 }
 
+/// F22.
 #[test]
 fn a_read_only_standby_is_said_in_words_and_is_no_failure_of_any_delivery() {
     let pg = Pg::start();
@@ -267,6 +269,7 @@ fn a_read_only_standby_is_said_in_words_and_is_no_failure_of_any_delivery() {
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
 }
 
+/// F21 with a replica that has missed nothing; `fencing` has those that have.
 #[test]
 fn a_standby_promoted_under_load_is_gone_over_to() {
     let pg = Pg::start();

@@ -238,6 +238,7 @@ fn committed(relay: &Relay, topic: &str, partitions: i32) -> i64 {
     offsets.elements().iter().map(|e| if let Offset::Offset(n) = e.offset() { n } else { 0 }).sum()
 }
 
+/// F3, and F20 for a batch of records.
 #[test]
 fn a_record_is_in_postgresql_before_its_kafka_offset_can_be_committed() {
     let (topic, ledger) = (Topic::new(1), Ledger::start());
@@ -294,6 +295,7 @@ fn postgresql_away_for_a_while_is_waited_for_and_nothing_is_sent_twice() {
     relay.balanced();
 }
 
+/// F5: the requests have left, and no answer came.
 #[test]
 fn a_restart_after_kill_9_moves_what_the_dead_process_held() {
     let (topic, ledger) = (Topic::new(1), Ledger::start());
@@ -314,6 +316,7 @@ fn a_restart_after_kill_9_moves_what_the_dead_process_held() {
     relay.balanced();
 }
 
+/// F21, the part of it where the process is not known any more.
 #[test]
 fn a_thread_that_ends_ends_the_process() {
     let topic = Topic::new(1);

@@ -44,6 +44,7 @@ fn twenty_clean_stops_and_restarts_under_load_lose_nothing_and_send_nothing_twic
     assert_eq!(ledger.count("requests"), sent.len() as u64, "each was sent once: {}", ledger.summary());
 }
 
+/// F4-F7 of the fault matrix (reliability, section 5), at whatever step the process is; `crash` dies at each of them.
 #[test]
 fn kill_9_at_full_load_five_times_loses_nothing_and_repeats_only_what_was_not_settled() {
     let (topic, ledger) = (Topic::new(3), Ledger::start());
@@ -77,6 +78,7 @@ fn share(one: &Relay, other: &Relay) {
     eventually("both read", || one.partitions() > 0 && other.partitions() > 0 && one.partitions() + other.partitions() == 6);
 }
 
+/// F17: the same name and group, each with a state directory of its own.
 #[test]
 fn two_processes_of_one_pipeline_deliver_every_record_once() {
     let (topic, ledger) = (Topic::new(6), Ledger::start());

@@ -29,7 +29,7 @@ fn bootstrap() -> String {
 }
 
 /// Waits for a future of the admin client, which needs no runtime.
-fn block_on<F: Future>(future: F) -> F::Output {
+pub fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(std::thread::Thread);
     impl Wake for Unpark {
         fn wake(self: Arc<Self>) {

@@ -1,15 +1,15 @@
 //! What the store promises, on a real PostgreSQL, with a schema per test.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use txrelay::config;
 use txrelay::core::outcome::{Outcome, Sent};
 use txrelay::core::record::{LogId, Record, TopicPartition};
 use txrelay::store::{
     Advance, Batch, Candidate, Claimant, Floor, Heartbeat, Ingested, LeaseTime, Leased, Link, Pool, Registration, Reject, Role,
-    Room, SchemaState, Session, Settled, Settlement, StoreError, Topics, Tried, Writer, ensure_pipeline, migrate, print_sql,
-    reader_role, schema_state,
+    Room, SchemaState, Session, Settled, Settlement, StoreError, Timelines, Topics, Tried, Writer, ensure_pipeline, migrate,
+    print_sql, reader_role, schema_state,
 };
 
 use crate::rig::{postgres_url, unique};
@@ -113,7 +113,14 @@ impl Store {
     }
 
     pub fn settle(&mut self, id: i64, lease: i64, attempt: i32, what: Settled) -> usize {
-        self.session.settle(1, &[Settlement { id, lease, attempt, what }]).expect("settled")
+        let received_at = self.received_at(id);
+        self.session.settle(1, &[Settlement { id, lease, attempt, received_at, what }]).expect("settled")
+    }
+
+    /// When that transaction was received.
+    pub fn received_at(&mut self, id: i64) -> SystemTime {
+        let row = self.session.client().query_opt("select received_at from tx where id = $1", &[&id]).expect("answers");
+        row.map_or(SystemTime::UNIX_EPOCH, |row| row.get(0))
     }
 
     pub fn number(&mut self, query: &str) -> i64 {
@@ -331,7 +338,7 @@ fn a_stale_settle_changes_no_row_and_leaves_its_attempt() {
 fn a_settle_whose_commit_answer_was_lost_can_be_repeated() {
     let mut store = Store::new();
     let new = store.store(&[("a", "1"), ("b", "2"), ("c", "3")], Some(5)).new;
-    let settlements = |id: i64, what| Settlement { id, lease: 5, attempt: 1, what };
+    let settlements = |id: i64, what| Settlement { id, lease: 5, attempt: 1, received_at: SystemTime::UNIX_EPOCH, what };
     let batch = [
         settlements(new[0].1, Settled::Delivered(tried(Outcome::Delivered, 200))),
         settlements(
@@ -375,8 +382,13 @@ fn a_refused_text_settles_without_it() {
     let id = store.store(&[("a", "1")], Some(5)).new[0].1;
     let mut bad = tried(Outcome::Retry, 500);
     bad.error = Some("nul \0 inside".to_owned());
-    let settlement =
-        Settlement { id, lease: 5, attempt: 1, what: Settled::Failed { tried: bad, delay: LEASE, spend: Duration::ZERO } };
+    let settlement = Settlement {
+        id,
+        lease: 5,
+        attempt: 1,
+        received_at: SystemTime::UNIX_EPOCH,
+        what: Settled::Failed { tried: bad, delay: LEASE, spend: Duration::ZERO },
+    };
     let refused = store.session.settle(1, std::slice::from_ref(&settlement)).expect_err("PostgreSQL holds no NUL");
     assert!(matches!(refused, StoreError::Value(_)), "{refused}");
     assert_eq!(store.session.settle(1, &[settlement.without_text()]).expect("settled"), 0);
@@ -401,7 +413,7 @@ fn a_claim_takes_no_more_bytes_than_there_is_room_for() {
 #[test]
 fn a_heartbeat_learns_of_a_pause_and_of_its_end() {
     let mut store = Store::new();
-    let registration = Registration { instance: None, host: "it".to_owned(), version: "0", lease: LEASE };
+    let registration = Registration { instance: None, lock: None, host: "it".to_owned(), version: "0", lease: LEASE };
     let process = store.session.register(&registration).expect("registered");
     let mut is_paused = |sql: &str| {
         store.session.client().batch_execute(sql).expect(sql);
@@ -416,7 +428,7 @@ fn a_heartbeat_learns_of_a_pause_and_of_its_end() {
 #[test]
 fn a_session_goes_after_an_unknown_failure_with_all_that_it_had_prepared() {
     let store = Store::new();
-    let mut link = Link::new(&store.config, "it", "test");
+    let mut link = Link::new(&store.config, "it", "test", &Timelines::default());
     let pid = |session: &mut Session| Ok(session.client().query_one("select pg_backend_pid()", &[])?.get::<_, i32>(0));
     let first = link.run(pid).expect("connects");
     assert_eq!(link.run(pid).expect("the same session"), first);
@@ -439,11 +451,16 @@ fn a_pause_stops_claims_and_ends_by_itself() {
 #[test]
 fn the_leases_of_a_dead_predecessor_are_freed_and_leave_a_trace() {
     let mut store = Store::new();
+    let registration = Registration { instance: None, lock: None, host: "it".to_owned(), version: "0", lease: LEASE };
+    assert_eq!(store.session.register(&registration).expect("registered").id, 1);
     store.store(&[("a", "1"), ("b", "2")], Some(5));
+    store.session.bury(&[1]).expect("dead");
     assert_eq!(store.session.sweep(&[99], LEASE).expect("swept"), 0, "another process's leases are not touched");
     assert_eq!(store.session.sweep(&[98, 1], LEASE).expect("swept"), 2);
     assert_eq!(store.number("select count(*) from attempt where outcome = 7 and sent = 2"), 2);
+    // It was only asleep, and takes them: they would go to and fro until it hears that it is dead.
     assert_eq!(store.claim(6).len(), 2);
+    assert_eq!(store.session.sweep(&[1], LEASE).expect("swept"), 0, "what it takes after its burial is its own");
 }
 
 #[test]
@@ -476,6 +493,7 @@ fn a_claim_on_a_backlog_that_came_at_once_uses_its_index() {
         id: row.id,
         lease: 2,
         attempt: row.attempt,
+        received_at: row.received_at,
         what: Settled::Delivered(tried(Outcome::Delivered, 200)),
     });
     let batch: Vec<Settlement> = new.collect();
@@ -503,6 +521,64 @@ fn the_floor_never_hides_a_due_row() {
 fn a_pool_without_a_database_says_so_and_does_not_hang() {
     let mut config = postgres("nowhere");
     config.client = "postgresql://x@127.0.0.1:1/x".parse().expect("a DSN");
-    let error = Pool::new(&config, "it").session().err().expect("nobody listens there");
+    let error = Pool::new(&config, "it", &Timelines::default()).session().err().expect("nobody listens there");
     assert!(matches!(error, StoreError::Connection(_)), "{error}");
+}
+
+/// After a failover to a replica that was behind, its sequences give ids anew.
+#[test]
+fn an_answer_under_an_id_that_is_anothers_by_now_enters_no_history() {
+    let mut store = Store::new();
+    let id = store.store(&[("a", "1")], Some(5)).new[0].1;
+    let received_at = store.received_at(id);
+    let answer = |received_at| {
+        [
+            Settled::Delivered(tried(Outcome::Delivered, 200)),
+            Settled::Died { tried: tried(Outcome::Refused, 400), reason: "refused" },
+        ]
+        .map(|what| Settlement { id, lease: 999, attempt: 1, received_at, what })
+    };
+    let other = answer(received_at - Duration::from_micros(1));
+    assert_eq!(store.session.settle(1, &other).expect("refused in silence"), 0);
+    let unknown = answer(received_at).map(|settlement| Settlement { id: id + 1, ..settlement });
+    assert_eq!(store.session.settle(1, &unknown).expect("refused in silence"), 0);
+    assert_eq!(store.number("select count(*) from attempt"), 0, "not a word of them");
+    assert_eq!(store.state("a"), "in_flight");
+    assert_eq!(store.session.settle(1, &answer(received_at)[..1]).expect("stale"), 1, "a late answer of its own is history");
+    assert_eq!(store.number("select count(*) from attempt where stale"), 1);
+}
+
+#[test]
+fn a_process_whose_number_is_anothers_by_now_neither_beats_nor_ends_for_it() {
+    let mut store = Store::new();
+    let registration = Registration { instance: None, lock: None, host: "it".to_owned(), version: "0", lease: LEASE };
+    let process = store.session.register(&registration).expect("registered");
+    // Another was registered under the number, on a primary that does not know the first.
+    store.session.client().batch_execute("update process set started_at = started_at + interval '1 second'").expect("replaced");
+    assert!(store.session.heartbeat(process, &Heartbeat::default()).expect("answers").is_none());
+    store.session.goodbye(process).expect("answers");
+    assert_eq!(store.number("select count(*) from process where ended_at is null"), 1);
+}
+
+#[test]
+fn a_predecessor_is_dead_by_its_lock_its_word_or_its_silence() {
+    let mut store = Store::new();
+    let (instance, ours, others) = (uuid::Uuid::new_v4(), uuid::Uuid::new_v4(), uuid::Uuid::new_v4());
+    let mut register = |lock| {
+        let registration = Registration { instance: Some(instance), lock, host: "it".to_owned(), version: "0", lease: LEASE };
+        store.session.register(&registration).expect("registered")
+    };
+    let [same_lock, other_lock, old_release, ended, silent, ahead, me] =
+        [Some(ours), Some(others), None, Some(others), Some(others), Some(others), Some(ours)].map(|lock| register(lock).id);
+    let mut run = |sql: &str| store.session.client().batch_execute(sql).expect("runs");
+    run(&format!("update process set ended_at = now() where id = {ended}"));
+    run(&format!("update process set seen_at = now() - interval '11 seconds' where id = {silent}"));
+    run(&format!("update process set seen_at = now() + interval '1 hour' where id = {ahead}"));
+    let found = store.session.predecessors(instance, Some(ours), me).expect("answers");
+    let dead: std::collections::BTreeSet<i64> = found.iter().filter(|p| p.is_dead).map(|p| p.id).collect();
+    assert_eq!(dead, [same_lock, ended, silent, ahead].into(), "its clock was set back: what lies ahead was not written since");
+    let alive: std::collections::BTreeSet<i64> = found.iter().filter(|p| !p.is_dead).map(|p| p.id).collect();
+    assert_eq!(alive, [other_lock, old_release].into());
+    let without = store.session.predecessors(instance, None, me).expect("answers");
+    assert!(without.iter().any(|p| p.id == same_lock && !p.is_dead), "a lock without a name proves nothing");
 }

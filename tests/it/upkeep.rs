@@ -439,7 +439,7 @@ fn a_floor_of_before_the_clock_was_set_back_hides_nothing() {
 fn a_start_says_when_the_clock_is_behind_what_others_wrote() {
     let mut store = Store::new();
     assert_eq!(store.session.clock_behind().expect("asked"), Duration::ZERO, "nobody was here");
-    let registration = Registration { instance: None, host: "h".to_owned(), version: "v", lease: LEASE };
+    let registration = Registration { instance: None, lock: None, host: "h".to_owned(), version: "v", lease: LEASE };
     store.session.register(&registration).expect("registered");
     assert!(store.session.clock_behind().expect("asked") < Duration::from_secs(1));
 }

@@ -4,8 +4,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
-use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::{LIMIT, bed, bootstrap, unique};
 
@@ -130,6 +132,26 @@ impl Topic {
             self.producer.poll(Duration::ZERO);
         }
         self.producer.flush(LIMIT).expect("Kafka takes the records");
+    }
+
+    /// Writes transactions with these ids to one partition.
+    pub fn transactions_to(&self, partition: i32, ids: impl IntoIterator<Item = String>) {
+        for id in ids {
+            let value = transaction(&id);
+            let record = BaseRecord::<(), [u8]>::to(&self.name).partition(partition).payload(&value);
+            self.producer.send(record).map_err(|(e, _)| e).expect("queued");
+            self.producer.poll(Duration::ZERO);
+        }
+        self.producer.flush(LIMIT).expect("Kafka takes the records");
+    }
+
+    /// As retention does: what lies before `offset` is gone.
+    pub fn delete_before(&self, partition: i32, offset: i64) {
+        let admin: AdminClient<DefaultClientContext> =
+            ClientConfig::new().set("bootstrap.servers", bootstrap()).create().expect("an admin client");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.name, partition, Offset::Offset(offset)).expect("an offset");
+        crate::source::block_on(admin.delete_records(&list, &AdminOptions::new())).expect("Kafka answers");
     }
 
     /// Writes transactions with these ids.

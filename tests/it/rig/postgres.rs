@@ -35,6 +35,23 @@ impl Pg {
         Self::new("standby", &[self.directory.to_str().expect("text"), "--sync"])
     }
 
+    /// A streaming standby, for which this one does not wait.
+    #[track_caller]
+    pub fn replica(&self) -> Self {
+        Self::new("standby", &[self.directory.to_str().expect("text")])
+    }
+
+    /// A replica that hears no more of its primary.
+    #[track_caller]
+    pub fn cut_off(&self) {
+        let mut sql = self.sql();
+        sql.batch_execute("alter system set primary_conninfo = ''").expect("set");
+        sql.batch_execute("select pg_reload_conf()").expect("reloaded");
+        super::eventually("nothing is received any more", || {
+            sql.query_one("select count(*) from pg_stat_wal_receiver", &[]).expect("answers").get::<_, i64>(0) == 0
+        });
+    }
+
     #[track_caller]
     fn new(command: &str, options: &[&str]) -> Self {
         // In the folder of with-bed.sh, which drops what is left there when a run is broken off.

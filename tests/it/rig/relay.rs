@@ -5,7 +5,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::resources::Resources;
-use super::{Killed, LIMIT, bootstrap, http, postgres_url, unique};
+use super::{Killed, LIMIT, bootstrap, eventually, http, postgres_url, unique};
 
 /// A pipeline: its configuration, and the daemon while it runs.
 pub struct Relay {
@@ -33,6 +33,11 @@ impl Relay {
     /// In the environment of every run from now on.
     pub fn env(&mut self, name: &str, value: &str) {
         self.envs.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Not in the environment of the next runs.
+    pub fn unset_env(&mut self, name: &str) {
+        self.envs.retain(|(known, _)| known != name);
     }
 
     /// Changes the file, also under a daemon that runs.
@@ -112,6 +117,22 @@ impl Relay {
             runs: 0,
             owns_schema: false,
         }
+    }
+
+    /// As on a machine that was cloned: another process of the pipeline with a copy of the state directory.
+    pub fn cloned(&self) -> Self {
+        let clone = self.twin();
+        std::fs::copy(self.state_file(), clone.state_file()).expect("it has a state file");
+        clone
+    }
+
+    pub fn state_file(&self) -> PathBuf {
+        self.directory.join("state/instance")
+    }
+
+    /// Its number in table `process`; 0 while it has none.
+    pub fn process(&self) -> i64 {
+        self.count(&format!("select coalesce(max(id), 0) from process where pid = {}", self.pid()))
     }
 
     pub fn config_file(&self) -> PathBuf {
@@ -201,6 +222,15 @@ impl Relay {
 
     pub fn kill_9(&mut self) {
         drop(self.child.take().expect("running"));
+    }
+
+    /// Waits until it has killed itself at a fail point.
+    #[track_caller]
+    pub fn dies_at(&mut self, step: &str) {
+        use std::os::unix::process::ExitStatusExt;
+        eventually(&format!("it dies at {step}"), || !self.is_running());
+        let ended = self.wait();
+        assert_eq!(ended.signal(), Some(9), "{step}: it ended otherwise ({ended}):\n{}", self.log());
     }
 
     pub fn signal(&self, signal: &str) {
