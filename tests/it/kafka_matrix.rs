@@ -66,6 +66,25 @@ fn the_pure_rust_client_reads_its_codecs_on_kafka_3_9() {
     everything_arrives(&kafka_3_9().address, &["none", "gzip", "snappy"], false, &["kafka.client=kafka"]);
 }
 
+/// Queues are capped: 16 MiB of fetched records, 8 MiB of a batch, 32 MiB in the workers' hands.
+#[test]
+#[ignore = "takes minutes: make test-long"]
+fn a_hundred_partitions_of_large_records_stay_under_200_mb() {
+    for client in ["librdkafka", "kafka"] {
+        let (topic, ledger) = (Topic::on(&kafka_3_9().address, 100, &[]), Ledger::start());
+        for partition in 0..100 {
+            (0..3).for_each(|n| topic.write_large(partition, &format!("{client}-{partition}-{n}"), 900_000));
+        }
+        let client_is = format!("kafka.client={client}");
+        let mut relay = relay(&kafka_3_9().address, &topic, &ledger, &[client_is.as_str()]);
+        relay.start();
+        eventually("everything is delivered", || ledger.count("accepted") == 300);
+        let peak = relay.resources().rss_peak_mb;
+        assert!(peak < 200.0, "{client}: {peak} MB");
+        relay.balanced();
+    }
+}
+
 #[test]
 fn the_newer_group_protocol_reads_where_the_broker_has_it() {
     let (topic, ledger) = (Topic::new(3), Ledger::start());
