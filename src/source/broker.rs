@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::sasl;
 use super::tls::{self, TlsFault};
 use super::wire::{Fault, In, Out, Request, Wire};
+#[cfg(feature = "kafka")]
 use super::{TopicInfo, Watermarks};
 use crate::config;
 
@@ -48,6 +49,7 @@ impl Versions {
 
 /// What metadata say.
 #[derive(Debug, Clone, Default)]
+#[cfg_attr(not(feature = "kafka"), allow(dead_code, reason = "preflight needs less of it"))]
 pub(super) struct Cluster {
     pub(super) id: Option<String>,
     /// Addresses by number.
@@ -56,6 +58,7 @@ pub(super) struct Cluster {
 }
 
 #[derive(Debug, Clone)]
+#[cfg_attr(not(feature = "kafka"), allow(dead_code, reason = "preflight needs less of it"))]
 pub(super) struct Topic {
     pub(super) name: String,
     /// Kafka's error code; 0: none.
@@ -65,6 +68,7 @@ pub(super) struct Topic {
     pub(super) partitions: Vec<(i32, i32)>,
 }
 
+#[cfg(feature = "kafka")]
 impl Topic {
     /// `None` where it is not known whether there is such a topic.
     pub(super) fn info(&self, topic: std::sync::Arc<str>) -> Option<TopicInfo> {
@@ -263,6 +267,7 @@ fn address(host: &str, port: i32) -> String {
 
 /// ListOffsets' words for the ends of a log.
 pub(super) const EARLIEST: i64 = -2;
+#[cfg(feature = "kafka")]
 pub(super) const LATEST: i64 = -1;
 
 /// One offset for each partition of one topic, or Kafka's error code: the first record at or after a time, or an end of the
@@ -290,6 +295,7 @@ pub(super) fn offsets(
 }
 
 /// First and next offset of each partition of one topic, or Kafka's error code.
+#[cfg(feature = "kafka")]
 pub(super) fn watermarks(
     wire: &mut Wire,
     topic: &str,

@@ -40,15 +40,16 @@ fn delivered(consumer: &mut Consumer) -> Vec<(i32, i64)> {
 fn the_crates_own_consumer_loses_plain_records_before_compressed_ones_and_commits_past_them() {
     let topic = Topic::on(&kafka_3_9().address, 1, &[]);
     topic.write(0, ids("a", 0..5));
-    topic.write_gzip(0, ids("b", 0..200));
-    topic.write(0, ids("c", 0..5));
+    topic.write_gzip(0, ids("b", 0..50));
+    // So much that the broker's answer, which it cuts at the size of what it converts, holds all of the compressed batch.
+    topic.write(0, ids("c", 0..200));
     let group = unique("group");
     let mut consumer = consumer(&kafka_3_9().address, &topic.name, &group, FetchOffset::Earliest);
     let got = delivered(&mut consumer);
-    assert!(got.len() < 210 && !got.contains(&(0, 0)) && got.contains(&(0, 209)), "{} of 210", got.len());
+    assert!(got.len() < 255 && !got.contains(&(0, 0)) && got.contains(&(0, 254)), "{} of 255", got.len());
     consumer.commit_consumed().expect("a commit");
     let stands = consumer.client_mut().fetch_group_topic_offset(&group, &topic.name).expect("an answer");
-    assert_eq!(stands[0].offset, 210, "committed past what was never delivered");
+    assert_eq!(stands[0].offset, 255, "committed past what was never delivered");
 }
 
 /// L2
