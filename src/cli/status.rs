@@ -27,7 +27,9 @@ pub(super) fn status(file: &Path, sets: &[String], as_json: bool) -> Exit {
     };
     let text = if as_json { in_json(&config.name, &status) } else { on_a_screen(&config.name, &status) };
     say(text.trim_end());
-    let all_well = !status.processes.is_empty() && status.processes.iter().all(|p| !p.is_silent() && p.stalled.is_empty());
+    let all_well = status.schema_fault.is_none()
+        && !status.processes.is_empty()
+        && status.processes.iter().all(|p| !p.is_silent() && p.stalled.is_empty());
     if all_well { Exit::Done } else { Exit::Failed }
 }
 
@@ -48,6 +50,9 @@ fn on_a_screen(name: &str, status: &Status) -> String {
     }
     if status.gauges.paused {
         line("paused", "delivering is paused".to_owned());
+    }
+    if let Some(fault) = &status.schema_fault {
+        line("schema", fault.clone());
     }
     for process in &status.processes {
         line("process", describe(process));
@@ -92,6 +97,7 @@ fn in_json(name: &str, status: &Status) -> String {
         "oldest_open_age_seconds": status.gauges.oldest_open_age,
         "oldest_due_age_seconds": status.gauges.oldest_due_age,
         "paused": status.gauges.paused,
+        "schema_fault": status.schema_fault,
         "processes": status.processes.iter().map(process).collect::<Vec<_>>(),
         "positions": status.positions.iter().map(position).collect::<Vec<_>>(),
     })

@@ -22,8 +22,14 @@ pub fn to_json(headers: &[(String, HeaderValue)]) -> Option<Value> {
 fn value_to_json(bytes: &[u8]) -> Value {
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.contains('\0') => Value::String(text.to_owned()),
-        _ => json!({ "hex": bytes.iter().map(|b| format!("{b:02x}")).collect::<String>() }),
+        _ => json!({ "hex": to_hex(bytes) }),
     }
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |n: u8| char::from(DIGITS[usize::from(n)]);
+    bytes.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect()
 }
 
 /// What was stored. Entries of another shape (edited by hand) are left out.

@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -158,7 +159,11 @@ fn id_in_value(tokens: &[String], value: &[u8]) -> Result<String, Reject> {
 fn id_in_leaf(text: &str) -> Result<String, Reject> {
     let invalid = |what: &str| Err(Reject::new(Reason::IdInvalid, format!("the id is {what}")));
     match text.as_bytes().first() {
-        Some(b'"') => checked_id(serde_json::from_str::<String>(text).map_err(unreadable)?),
+        Some(b'"') => match serde_json::from_str::<String>(text) {
+            Ok(id) => checked_id(id),
+            // Its syntax has been checked: what is left is half of a surrogate pair, which no text can hold.
+            Err(_) => invalid("not text: it escapes half of a surrogate pair"),
+        },
         Some(b'-' | b'0'..=b'9') => {
             let digits = text.strip_prefix('-').unwrap_or(text);
             if digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -206,7 +211,7 @@ fn child<'a>(text: &'a str, token: &str) -> Result<Child<'a>, serde_json::Error>
         Some(b'{') => reader.deserialize_map(InObject { token })?,
         Some(b'[') => reader.deserialize_seq(InArray { index: array_index(token) })?,
         _ => {
-            serde::Deserialize::deserialize(&mut reader).map(|IgnoredAny| ())?;
+            Deserialize::deserialize(&mut reader).map(|IgnoredAny| ())?;
             Child::None
         }
     };
@@ -272,26 +277,20 @@ impl<'de> Visitor<'de> for InArray {
     }
 }
 
-/// Compares an object's key, unescaped, without keeping it.
+/// Compares an object's key, unescaped, without keeping it. One that escapes half of a surrogate pair is no text, and so none
+/// of a pointer's tokens.
 struct KeyIs<'t>(&'t str);
 
 impl<'de> DeserializeSeed<'de> for KeyIs<'_> {
     type Value = bool;
 
     fn deserialize<D: Deserializer<'de>>(self, key: D) -> Result<bool, D::Error> {
-        key.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for KeyIs<'_> {
-    type Value = bool;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_str<E>(self, key: &str) -> Result<bool, E> {
-        Ok(key == self.0)
+        let raw = <&RawValue>::deserialize(key)?.get();
+        let inside = raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(raw);
+        if !inside.contains('\\') {
+            return Ok(inside == self.0);
+        }
+        Ok(serde_json::from_str::<String>(raw).is_ok_and(|key| key == self.0))
     }
 }
 

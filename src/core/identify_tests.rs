@@ -46,6 +46,10 @@ fn an_id_is_taken_exactly_as_it_is_written() {
     check(r#" { "a" : [1, {"id": 2}], "id" : " Tx 1 " , "z": null } "#, Ok(" Tx 1 "));
     check(r#"{"id":"\u0041\n\ud83d\ude00\/"}"#, Ok("A\n😀/"));
     check(r#"{"\u0069d":"escaped key"}"#, Ok("escaped key"));
+    // Nothing is folded: case, normal form and white space are the sender's.
+    for id in ["tx-1", "TX-1", "tx-1 ", " ", "é", "e\u{301}", "\u{feff}tx", "1", "1\u{a0}"] {
+        check(format!(r#"{{"id":"{id}"}}"#), Ok(id));
+    }
     check(r#"{"id":42}"#, Ok("42"));
     check(r#"{"id":-7}"#, Ok("-7"));
     check(r#"{"id":123456789012345678901234567890}"#, Ok("123456789012345678901234567890"));
@@ -55,8 +59,22 @@ fn an_id_is_taken_exactly_as_it_is_written() {
 
 #[test]
 fn what_cannot_be_an_id_is_invalid() {
-    for leaf in ["1.0", "1e3", "-0.5", "true", "false", "null", "{}", "[]", r#"{"id":"x"}"#, r#"["x"]"#, r#""""#, r#""a\u0000b""#]
-    {
+    for leaf in [
+        "1.0",
+        "1e3",
+        "-0.5",
+        "true",
+        "false",
+        "null",
+        "{}",
+        "[]",
+        r#"{"id":"x"}"#,
+        r#"["x"]"#,
+        r#""""#,
+        r#""a\u0000b""#,
+        r#""\ud800""#,
+        r#""\udc00 \ud800""#,
+    ] {
         check(format!(r#"{{"id":{leaf}}}"#), Err(Reason::IdInvalid));
     }
     check(format!(r#"{{"id":"{}"}}"#, "x".repeat(ID_MAX + 1)), Err(Reason::IdInvalid));
@@ -101,7 +119,7 @@ fn pointers_follow_rfc_6901() {
 
 #[test]
 fn what_is_not_json_in_utf8_is_unreadable() {
-    let bad: [&[u8]; 16] = [
+    let bad: [&[u8]; 19] = [
         b"",
         b" ",
         b"not json",
@@ -115,7 +133,10 @@ fn what_is_not_json_in_utf8_is_unreadable() {
         b"{\"id\":NaN}",
         b"{\"id\":\"a\",\"b\":\"\xff\"}",
         b"\xef\xbb\xbf{\"id\":\"a\"}",
-        b"{\"id\":\"\\ud800\"}",
+        b"{\"id\":\"\\ud80\"}",
+        b"{\"\n\":1,\"id\":\"a\"}",
+        b"{\"\\x\":1,\"id\":\"a\"}",
+        b"{id:\"a\"}",
         b"{\"id\":\"a\",\"b\":\"\n\"}",
         b"{\"id\":\"a\",\"b\":\"\\x\"}",
     ];
@@ -128,6 +149,8 @@ fn what_is_not_json_in_utf8_is_unreadable() {
 #[test]
 fn parts_beside_the_id_may_be_anything_that_json_allows() {
     check(format!(r#"{{"big":1e999,"long":{},"lone":"\ud800","id":"a"}}"#, "8".repeat(5000)), Ok("a"));
+    check(r#"{"\ud800":1,"\\":{"\udfff":2},"id":"a"}"#, Ok("a"));
+    check_at("/a/id", r#"{"\ud800":1,"a":{"\udfff":2,"id":"a"}}"#, Ok("a"));
     let deep = 200_000;
     check(format!(r#"{{"deep":{}{},"id":"a"}}"#, "[".repeat(deep), "]".repeat(deep)), Ok("a"));
     check(format!(r#"{{"deep":{},"id":"a"}}"#, "[".repeat(deep)), Err(Reason::Unreadable));

@@ -97,7 +97,7 @@ impl Settler {
     fn settle(&mut self, process: ProcessId, batch: &[Settlement], throttle: &mut Throttle) -> Result<usize, StoreError> {
         pulse::at("writing outcomes", pulse::REMOTE);
         let reason = match self.link.run(|session| session.settle(process, batch)) {
-            Err(StoreError::Value(reason) | StoreError::Constraint(reason)) => reason,
+            Err(StoreError::Value(reason) | StoreError::Constraint(reason) | StoreError::Taken(reason)) => reason,
             other => return other,
         };
         if batch.len() > 1 {
@@ -109,7 +109,7 @@ impl Settler {
             log::warn!("PostgreSQL refuses an outcome ({reason}): it is written without its text{note}");
         }
         match self.link.run(|session| session.settle(process, &bare)) {
-            Err(StoreError::Value(reason) | StoreError::Constraint(reason)) => {
+            Err(StoreError::Value(reason) | StoreError::Constraint(reason) | StoreError::Taken(reason)) => {
                 log::error!(tx = bare[0].id; "the outcome of tx.id {} cannot be written ({reason}): it is sent again when its lease ends", bare[0].id);
                 Ok(0)
             }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::consumer::{Consumer, Leave};
+use super::consumer::{Consumer, Held, Leave};
 use crate::core::record::TopicPartition;
 use crate::ops::pulse;
 use crate::source::MessageSource;
@@ -71,12 +71,14 @@ impl Consumer {
         self.commit(source)
     }
 
+    /// Partitions that are parked and may be tried now.
     pub(super) fn parked(&self) -> Vec<TopicPartition> {
-        self.held.iter().filter(|(_, held)| held.position.is_none()).map(|(at, _)| at.clone()).collect()
+        let may_be_tried = |at: &TopicPartition, held: &Held| held.position.is_none() && !self.is_refused(at);
+        self.held.iter().filter(|(at, held)| may_be_tried(at, held)).map(|(at, _)| at.clone()).collect()
     }
 
     pub(super) fn has_parked(&self) -> bool {
-        self.held.values().any(|held| held.position.is_none())
+        self.held.iter().any(|(at, held)| held.position.is_none() && !self.is_refused(at))
     }
 
     pub(super) fn store_trouble(&mut self, error: &StoreError) {

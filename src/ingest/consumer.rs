@@ -11,6 +11,7 @@ use super::assign::Sighting;
 use super::batch::Reading;
 use super::damage::Damage;
 use super::proof::Doubt;
+use super::refused::Refused;
 use super::secrets::MadeWith;
 use crate::config::Current;
 use crate::core::backlog;
@@ -66,7 +67,9 @@ pub struct Consumer {
     pub(super) compacted: HashSet<Arc<str>>,
     /// Topics whose retention was held against ours.
     pub(super) retention_compared: HashSet<Arc<str>>,
-    /// When parked partitions are tried again, and the wait that led there.
+    /// Parked partitions whose records PostgreSQL refuses.
+    pub(super) refused: HashMap<TopicPartition, Refused>,
+    /// When other parked partitions are tried again, and the wait that led there.
     pub(super) parked_until: (Instant, Duration),
     /// When all topics were last found, by their ids.
     pub(super) described_at: Option<Instant>,
@@ -154,6 +157,7 @@ impl Consumer {
             reading: Reading::default(),
             throttle: Throttle::per_minute(),
             above_end: HashMap::new(),
+            refused: HashMap::new(),
             damage: Damage::default(),
             doubts: HashMap::new(),
             compacted: HashSet::new(),
@@ -369,6 +373,7 @@ impl Consumer {
     fn let_go<'a>(&mut self, partitions: impl IntoIterator<Item = &'a TopicPartition>) {
         for at in partitions {
             self.held.remove(at);
+            self.forget_refused(at);
             let labels = [&*at.topic, &at.partition.to_string()];
             // Never read, it has none.
             let _ = self.metrics.kafka_lag_records.remove_label_values(&labels);

@@ -10,6 +10,7 @@ mod consumer;
 mod damage;
 mod persist;
 mod proof;
+mod refused;
 mod secrets;
 mod turn;
 

@@ -24,6 +24,16 @@ struct Pending {
     reservation: Option<Reservation>,
 }
 
+/// What became of a batch.
+enum Persisted {
+    Done(Ingested),
+    /// Nothing was stored: PostgreSQL refuses something in it that cannot be rejected singly.
+    Refused(StoreError),
+}
+
+/// For so long "the next try draws another number" is believed (sequences that went back with a stale replica).
+const TAKEN: Duration = Duration::from_secs(30);
+
 /// What became of one try.
 enum Tried {
     Done(Ingested),
@@ -62,15 +72,28 @@ impl Consumer {
         };
         let config = self.config.get();
         let (candidates, rejects) = sort_out(records, &config.transaction_id, config.kafka.record_max, incarnation);
-        let mut pending =
-            Pending { batch: Batch { candidates, rejects, advances, lease: None }, began: Instant::now(), reservation: None };
         failpoint("step-fetched");
-        let done = match self.persist(source, &mut pending) {
-            Ok(done) => done,
-            Err(leave) => return Some(leave),
-        };
-        self.settle_in(source, pending, done);
-        None
+        match self.store_batch(source, Batch { candidates, rejects, advances, lease: None }) {
+            Ok(None) => None,
+            Ok(Some((batch, _))) => self.store_by_partition(source, batch).err(),
+            Err(leave) => Some(leave),
+        }
+    }
+
+    /// Commits a batch and hands its rows over; or returns it with the words in which PostgreSQL refuses it.
+    pub(super) fn store_batch(
+        &mut self,
+        source: &mut dyn MessageSource,
+        batch: Batch,
+    ) -> Result<Option<(Batch, StoreError)>, Leave> {
+        let mut pending = Pending { batch, began: Instant::now(), reservation: None };
+        Ok(match self.persist(source, &mut pending)? {
+            Persisted::Done(done) => {
+                self.settle_in(source, pending, done);
+                None
+            }
+            Persisted::Refused(why) => Some((pending.batch, why)),
+        })
     }
 
     /// Where each partition of the batch will stand: the source's position after the batch's last poll, which lies behind
@@ -115,24 +138,30 @@ impl Consumer {
         Ok(advances)
     }
 
-    fn persist(&mut self, source: &mut dyn MessageSource, pending: &mut Pending) -> Result<Ingested, Leave> {
+    fn persist(&mut self, source: &mut dyn MessageSource, pending: &mut Pending) -> Result<Persisted, Leave> {
         let first = Instant::now();
         let mut paused = false;
+        let mut taken_since = None;
         // Whether the last try may have been committed without our knowing.
         let mut in_doubt = false;
         let done = loop {
             pulse::at("writing records", pulse::REMOTE);
             let tried = if in_doubt { self.look_after_lost_commit(pending)? } else { self.try_once(pending) };
             match tried {
-                Tried::Done(done) => break done,
+                Tried::Done(done) => break Persisted::Done(done),
                 Tried::NotDone => {
                     in_doubt = false;
                     continue;
                 }
                 Tried::Failed(StoreError::Fenced(why)) => return Err(Leave::Rebuild(why)),
-                Tried::Failed(StoreError::Value(why)) => {
-                    self.set_aside(pending, &why)?;
-                    continue;
+                Tried::Failed(error) if error.is_about_rows() => match self.set_aside(pending, error)? {
+                    None => continue,
+                    Some(refused) => break Persisted::Refused(refused),
+                },
+                Tried::Failed(error @ StoreError::Taken(_))
+                    if taken_since.get_or_insert_with(Instant::now).elapsed() >= TAKEN =>
+                {
+                    break Persisted::Refused(error);
                 }
                 Tried::Failed(error) => {
                     in_doubt |= matches!(error, StoreError::Connection(_));
@@ -211,24 +240,27 @@ impl Consumer {
         Ok(Tried::Done(Ingested { new: rows, ..Ingested::default() }))
     }
 
-    /// PostgreSQL refuses some value of the batch: whose it is is found by halving, and that record is rejected.
-    fn set_aside(&mut self, pending: &mut Pending, why: &str) -> Result<(), Leave> {
+    /// PostgreSQL refuses something in the batch. Where it is some transaction's value, that record is found by halving and
+    /// will be stored as rejected; anything else is returned.
+    fn set_aside(&mut self, pending: &mut Pending, why: StoreError) -> Result<Option<StoreError>, Leave> {
+        self.metrics.postgres_errors_total.with_label_values(&[why.kind()]).inc();
+        let StoreError::Value(words) = &why else { return Ok(Some(why)) };
         let (writer, topics) = (self.writer(), &self.topics);
         let refused = match self.link.run(|session| session.find_unstorable(writer, topics, &pending.batch)) {
             Ok(refused) => refused,
             Err(error) => {
                 self.store_trouble(&error);
-                return if self.stop.wait(self.link.pause(rand::random())) { Err(Leave::Stop) } else { Ok(()) };
+                return if self.stop.wait(self.link.pause(rand::random())) { Err(Leave::Stop) } else { Ok(None) };
             }
         };
         if refused.is_empty() {
-            // Not a transaction's value: perhaps one of a rejected record. Nothing is skipped; a person has to look.
-            self.store_trouble(&StoreError::Value(why.to_owned()));
-            return if self.stop.wait(Duration::from_secs(1)) { Err(Leave::Stop) } else { Ok(()) };
+            return Ok(Some(why));
         }
-        log::error!(records = refused.len(); "PostgreSQL refuses {} records ({why}); they are kept as rejected", refused.len());
-        pending.batch.set_aside(&refused, why);
-        Ok(())
+        if let Some(note) = self.throttle.admit("unstorable", Instant::now()) {
+            log::error!(records = refused.len(); "PostgreSQL refuses {} records ({words}); they are kept as rejected{note}", refused.len());
+        }
+        pending.batch.set_aside(&refused, words);
+        Ok(None)
     }
 
     /// Polls with everything paused, so that the group keeps this process. A record that comes all the same cannot be kept
@@ -278,6 +310,7 @@ impl Consumer {
         }
         failpoint("step-handed-over");
         source.store(&reached);
+        reached.iter().for_each(|(at, _)| self.taken_again(at));
     }
 
     fn hand_over(

@@ -17,7 +17,14 @@ pub enum StoreError {
     /// Nothing was done: a row is already there that must not be. Somebody changed rows by hand, or a sequence went back with
     /// a stale replica; the next try draws another number.
     #[error("{0}")]
+    Taken(String),
+    /// Nothing was done: a constraint refuses some row. None of ours does; somebody has added one.
+    #[error("{0}")]
     Constraint(String),
+    /// Nothing was done: something in the database refuses these rows, and others perhaps not: a trigger, a rule, an index that
+    /// was dropped. A person has to look.
+    #[error("{0}")]
+    Refused(String),
     /// Another process has taken the partition, or the database went back in time: rebuild from what it holds.
     #[error("{0}")]
     Fenced(String),
@@ -33,7 +40,8 @@ pub enum StoreError {
 }
 
 /// Kinds of [`StoreError`] as the label of `postgres_errors_total`.
-pub const ERROR_KINDS: [&str; 8] = ["connection", "busy", "value", "constraint", "fenced", "unusable", "not_permitted", "other"];
+pub const ERROR_KINDS: [&str; 9] =
+    ["connection", "busy", "value", "constraint", "refused", "fenced", "unusable", "not_permitted", "other"];
 
 impl StoreError {
     /// The same with the server's place, for a failure to connect.
@@ -46,13 +54,19 @@ impl StoreError {
         }
     }
 
+    /// Whether it may be these rows that PostgreSQL does not take, and others might pass.
+    pub fn is_about_rows(&self) -> bool {
+        matches!(self, Self::Value(_) | Self::Constraint(_) | Self::Refused(_))
+    }
+
     /// For the label of `postgres_errors_total`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Connection(_) => "connection",
             Self::Busy(_) => "busy",
             Self::Value(_) => "value",
-            Self::Constraint(_) => "constraint",
+            Self::Constraint(_) | Self::Taken(_) => "constraint",
+            Self::Refused(_) => "refused",
             Self::Fenced(_) => "fenced",
             Self::Unusable(_) => "unusable",
             Self::NotPermitted(_) => "not_permitted",
@@ -86,8 +100,14 @@ fn by_code(code: &SqlState, text: String) -> StoreError {
         c if c.starts_with("08") || c.starts_with("28") || c.starts_with("3D") => StoreError::Connection(text),
         // Data exceptions, and what exceeds a limit (a btree row too large).
         c if c.starts_with("22") || c == "54000" => StoreError::Value(text),
+        "23505" => StoreError::Taken(text),
         c if c.starts_with("23") => StoreError::Constraint(text),
         "42501" => StoreError::NotPermitted(text),
+        // Cardinality and data changes of triggers, what a function raises or runs into, a check of a view, and syntax, names
+        // and types: where all that this program prepares is accepted, it comes from what was added by hand.
+        c if ["09", "21", "27", "2F", "38", "39", "42", "44", "P0"].iter().any(|class| c.starts_with(class)) => {
+            StoreError::Refused(text)
+        }
         _ => StoreError::Other(text),
     }
 }
@@ -137,7 +157,8 @@ mod tests {
             (&["22021", "22P05", "22001", "54000"][..], "value"),
             (&["23505", "23514"][..], "constraint"),
             (&["42501"][..], "not_permitted"),
-            (&["42P01", "53100", "XX000"][..], "other"),
+            (&["P0001", "42P01", "42P10", "27000", "38000", "44000"][..], "refused"),
+            (&["53100", "0A000", "XX000"][..], "other"),
         ] {
             for code in codes {
                 assert_eq!(kind(code), expected, "{code}");

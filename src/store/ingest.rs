@@ -67,7 +67,7 @@ pub struct Advance {
 }
 
 /// What one transaction stores.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Batch {
     /// At most 1,024, in the order in which they were read.
     pub candidates: Vec<Candidate>,
@@ -119,79 +119,9 @@ impl Session {
     pub fn ingest(&mut self, writer: Writer, topics: &Topics, batch: &Batch) -> Result<Ingested, StoreError> {
         let statements = self.statements()?;
         let mut transaction = self.client.transaction()?;
-        let mut done = Ingested::default();
-        let sorted = sort(&batch.candidates);
-        let mut repeats = Vec::new();
-        let mut conflicts = Vec::new();
-        let mut reread = 0;
-        // Of equal ids in one batch the first read wins; the others are compared with what is stored then.
-        let (mut wanted, mut losers): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
-        for &place in &sorted {
-            let id = &batch.candidates[place].transaction_id;
-            match wanted.last() {
-                Some(&last) if batch.candidates[last].transaction_id == *id => losers.push(place),
-                _ => wanted.push(place),
-            }
-        }
-        for round in 0.. {
-            if !wanted.is_empty() {
-                insert(&mut transaction, &statements, writer, topics, batch, &wanted, &mut done)?;
-            }
-            let inserted: std::collections::HashSet<usize> = done.new.iter().map(|new| new.0).collect();
-            wanted.retain(|place| !inserted.contains(place));
-            let mut unknown: Vec<usize> = wanted.iter().copied().chain(losers.drain(..)).collect();
-            if unknown.is_empty() {
-                break;
-            }
-            let found = seen(&mut transaction, &statements, topics, batch, &unknown)?;
-            for seen in found.values() {
-                match seen {
-                    // The same place with other bytes is no re-read: that log was truncated or replaced.
-                    Seen { same_record: true, equal: true, .. } => reread += 1,
-                    Seen { equal: true, place, tx_id, .. } => repeats.push((*place, *tx_id)),
-                    Seen { place, tx_id, .. } => conflicts.push((*place, *tx_id)),
-                }
-            }
-            unknown.retain(|place| !found.contains_key(place));
-            if unknown.is_empty() {
-                break;
-            }
-            // Neither inserted nor there: its rival rolled back, or retention took it this moment. Never skipped.
-            if round + 1 == TRIES {
-                return Err(StoreError::Busy(format!("{} ids were neither inserted nor found", unknown.len())));
-            }
-            unknown.sort_by(|a, b| batch.candidates[*a].transaction_id.cmp(&batch.candidates[*b].transaction_id).then(a.cmp(b)));
-            unknown.dedup_by(|b, a| {
-                let same = batch.candidates[*a].transaction_id == batch.candidates[*b].transaction_id;
-                if same {
-                    losers.push(*b);
-                }
-                same
-            });
-            wanted = unknown;
-        }
-        let stored_repeats = insert_duplicates(&mut transaction, &statements, writer, batch, &repeats)?;
-        let rejects: Vec<Rejected<'_>> = batch
-            .rejects
-            .iter()
-            .map(|r| Rejected {
-                reason: r.reason,
-                detail: r.detail.clone(),
-                tx_id: r.tx_id,
-                record: &r.record,
-                incarnation: r.incarnation,
-            })
-            .chain(conflicts.iter().map(|&(place, tx_id)| conflict(&batch.candidates[place], tx_id)))
-            .collect();
-        let stored_rejects = insert_rejected(&mut transaction, &statements, writer, &rejects)?;
-        reread += repeats.len() - stored_repeats + rejects.len() - stored_rejects;
-        let read = batch.candidates.len() + batch.rejects.len() - reread;
-        advance(&mut transaction, &statements, writer, &batch.advances, read)?;
-        insert_skipped(&mut transaction, &statements, &batch.advances)?;
+        let done = store(&mut transaction, &statements, writer, topics, batch)?;
         failpoint("step-ingest-commit");
         transaction.commit()?;
-        done.duplicates = repeats.iter().map(|repeat| repeat.0).collect();
-        done.rejected = rejects.iter().map(|r| (r.reason, r.record.at.clone(), r.record.offset)).collect();
         Ok(done)
     }
 
@@ -205,53 +135,8 @@ impl Session {
     }
 }
 
-impl Batch {
-    /// Moves candidates that PostgreSQL refuses to the rejected ones.
-    pub fn set_aside(&mut self, places: &[usize], why: &str) {
-        let mut kept = Vec::with_capacity(self.candidates.len());
-        for (place, candidate) in std::mem::take(&mut self.candidates).into_iter().enumerate() {
-            if places.contains(&place) {
-                let Candidate { record, incarnation, .. } = candidate;
-                self.rejects.push(Reject {
-                    reason: Reason::NotStorable.label(),
-                    detail: why.to_owned(),
-                    tx_id: None,
-                    record,
-                    incarnation,
-                });
-            } else {
-                kept.push(candidate);
-            }
-        }
-        self.candidates = kept;
-    }
-}
-
 impl Session {
-    /// Which candidates PostgreSQL refuses for a value, found by halving under savepoints. Stores nothing.
-    pub fn find_unstorable(&mut self, writer: Writer, topics: &Topics, batch: &Batch) -> Result<Vec<usize>, StoreError> {
-        let statements = self.statements()?;
-        let mut transaction = self.client.transaction()?;
-        let mut ranges = vec![sort(&batch.candidates)];
-        let mut refused = Vec::new();
-        while let Some(places) = ranges.pop() {
-            let mut savepoint = transaction.transaction()?;
-            let tried = insert(&mut savepoint, &statements, writer, topics, batch, &places, &mut Ingested::default());
-            savepoint.rollback()?;
-            match tried {
-                Ok(()) => {}
-                Err(StoreError::Value(_)) if places.len() == 1 => refused.extend(places),
-                Err(StoreError::Value(_)) => {
-                    let (left, right) = places.split_at(places.len() / 2);
-                    ranges.extend([left.to_vec(), right.to_vec()]);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(refused)
-    }
-
-    fn statements(&mut self) -> Result<Statements, StoreError> {
+    pub(super) fn statements(&mut self) -> Result<Statements, StoreError> {
         Ok(Statements {
             ingest: self.prepare(&INGEST)?,
             seen: self.prepare(&SEEN)?,
@@ -264,7 +149,7 @@ impl Session {
     }
 }
 
-struct Statements {
+pub(super) struct Statements {
     ingest: postgres::Statement,
     seen: postgres::Statement,
     rejected: postgres::Statement,
@@ -280,13 +165,99 @@ fn place(id: i64) -> usize {
 }
 
 /// Places in order of id, then of reading: two processes that insert the same ids in different orders deadlock.
-fn sort(candidates: &[Candidate]) -> Vec<usize> {
+pub(super) fn sort(candidates: &[Candidate]) -> Vec<usize> {
     let mut places: Vec<usize> = (0..candidates.len()).collect();
     places.sort_by(|&a, &b| candidates[a].transaction_id.cmp(&candidates[b].transaction_id).then(a.cmp(&b)));
     places
 }
 
-fn insert(
+/// All of a batch; the caller commits.
+pub(super) fn store(
+    transaction: &mut Transaction<'_>,
+    statements: &Statements,
+    writer: Writer,
+    topics: &Topics,
+    batch: &Batch,
+) -> Result<Ingested, StoreError> {
+    let mut done = Ingested::default();
+    let sorted = sort(&batch.candidates);
+    let mut repeats = Vec::new();
+    let mut conflicts = Vec::new();
+    let mut reread = 0;
+    // Of equal ids in one batch the first read wins; the others are compared with what is stored then.
+    let (mut wanted, mut losers): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
+    for &place in &sorted {
+        let id = &batch.candidates[place].transaction_id;
+        match wanted.last() {
+            Some(&last) if batch.candidates[last].transaction_id == *id => losers.push(place),
+            _ => wanted.push(place),
+        }
+    }
+    for round in 0.. {
+        if !wanted.is_empty() {
+            insert(transaction, statements, writer, topics, batch, &wanted, &mut done)?;
+        }
+        let inserted: std::collections::HashSet<usize> = done.new.iter().map(|new| new.0).collect();
+        wanted.retain(|place| !inserted.contains(place));
+        let mut unknown: Vec<usize> = wanted.iter().copied().chain(losers.drain(..)).collect();
+        if unknown.is_empty() {
+            break;
+        }
+        let found = seen(transaction, statements, topics, batch, &unknown)?;
+        for seen in found.values() {
+            match seen {
+                // The same place with other bytes is no re-read: that log was truncated or replaced.
+                Seen { same_record: true, equal: true, .. } => reread += 1,
+                Seen { equal: true, place, tx_id, .. } => repeats.push((*place, *tx_id)),
+                Seen { place, tx_id, .. } => conflicts.push((*place, *tx_id)),
+            }
+        }
+        unknown.retain(|place| !found.contains_key(place));
+        if unknown.is_empty() {
+            break;
+        }
+        // Neither inserted nor there: its rival rolled back, or retention took it this moment. Never skipped.
+        if round + 1 == TRIES {
+            return Err(StoreError::Refused(format!(
+                "{} ids were neither inserted nor found: does a trigger or a rule keep them out of table tx?",
+                unknown.len()
+            )));
+        }
+        unknown.sort_by(|a, b| batch.candidates[*a].transaction_id.cmp(&batch.candidates[*b].transaction_id).then(a.cmp(b)));
+        unknown.dedup_by(|b, a| {
+            let same = batch.candidates[*a].transaction_id == batch.candidates[*b].transaction_id;
+            if same {
+                losers.push(*b);
+            }
+            same
+        });
+        wanted = unknown;
+    }
+    let stored_repeats = insert_duplicates(transaction, statements, writer, batch, &repeats)?;
+    let rejects: Vec<Rejected<'_>> = batch
+        .rejects
+        .iter()
+        .map(|r| Rejected {
+            reason: r.reason,
+            detail: r.detail.clone(),
+            tx_id: r.tx_id,
+            record: &r.record,
+            incarnation: r.incarnation,
+        })
+        .chain(conflicts.iter().map(|&(place, tx_id)| conflict(&batch.candidates[place], tx_id)))
+        .collect();
+    let stored_rejects = insert_rejected(transaction, statements, writer, &rejects)?;
+    reread += repeats.len() - stored_repeats + rejects.len() - stored_rejects;
+    let read = batch.candidates.len() + batch.rejects.len() - reread;
+    advance(transaction, statements, writer, &batch.advances, read)?;
+    insert_skipped(transaction, statements, &batch.advances)?;
+    done.duplicates = repeats.iter().map(|repeat| repeat.0).collect();
+    done.rejected = rejects.iter().map(|r| (r.reason, r.record.at.clone(), r.record.offset)).collect();
+    Ok(done)
+}
+
+/// The new ones among these places; ids that are there are left alone.
+pub(super) fn insert(
     transaction: &mut Transaction<'_>,
     statements: &Statements,
     writer: Writer,

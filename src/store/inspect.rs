@@ -1,7 +1,7 @@
 //! What commands read.
 
 use super::sql::{ALL_POSITIONS, PROCESSES};
-use super::{Gauges, Session, StoreError};
+use super::{Gauges, Session, StoreError, altered};
 
 /// One screen's worth.
 #[derive(Debug, Clone)]
@@ -12,6 +12,8 @@ pub struct Status {
     pub positions: Vec<PositionRow>,
     /// Processes that live, or went silent within a day.
     pub processes: Vec<ProcessRow>,
+    /// What was altered in the schema by hand, in words.
+    pub schema_fault: Option<String>,
 }
 
 /// A partition's position.
@@ -61,7 +63,10 @@ impl ProcessRow {
 
 /// Reads one screen's worth.
 pub fn status(session: &mut Session) -> Result<Status, StoreError> {
-    let gauges = session.gauges()?;
+    let faults = session.schema_faults()?;
+    let schema_fault = (!faults.is_empty()).then(|| altered(&faults));
+    // What was altered may be what is asked for.
+    let gauges = session.gauges().map_err(|error| schema_fault.clone().map_or(error, StoreError::Other))?;
     let (positions, processes) = (session.prepare(&ALL_POSITIONS)?, session.prepare(&PROCESSES)?);
     let position = |row: &postgres::Row| PositionRow {
         topic: row.get(0),
@@ -82,6 +87,7 @@ pub fn status(session: &mut Session) -> Result<Status, StoreError> {
         status: row.get(7),
     };
     Ok(Status {
+        schema_fault,
         gauges,
         positions: session.client.query(&positions, &[])?.iter().map(position).collect(),
         processes: session.client.query(&processes, &[])?.iter().map(process).collect(),

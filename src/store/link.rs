@@ -62,12 +62,12 @@ impl Link {
         match &result {
             Ok(_) => self.failures = 0,
             // Also after what is not known: a statement that was prepared may no longer fit its tables.
-            Err(StoreError::Connection(_) | StoreError::Other(_)) => {
+            Err(StoreError::Connection(_) | StoreError::Other(_) | StoreError::Refused(_)) => {
                 if self.session.take().is_some() {
                     self.failed_once();
                 }
             }
-            Err(StoreError::Value(_) | StoreError::Constraint(_) | StoreError::Fenced(_)) => {}
+            Err(StoreError::Value(_) | StoreError::Constraint(_) | StoreError::Taken(_) | StoreError::Fenced(_)) => {}
             Err(_) => self.failed_once(),
         }
         result

@@ -93,7 +93,11 @@ impl Session {
         if let Some(statement) = self.prepared.get(sql.name) {
             return Ok(statement.clone());
         }
-        let statement = self.client.prepare(&sql.render())?;
+        // What cannot even be prepared is nobody's row: the schema is at fault, for everybody.
+        let statement = self.client.prepare(&sql.render()).map_err(|error| match StoreError::from(error) {
+            StoreError::Refused(text) => StoreError::Other(text),
+            other => other,
+        })?;
         self.prepared.insert(sql.name, statement.clone());
         Ok(statement)
     }

@@ -80,6 +80,7 @@ statements! {
     RETRY_DEAD = "retry_dead",
     RETRY_DELIVERED = "retry_delivered",
     RETRY_WAITING = "retry_waiting",
+    SCHEMA_FAULTS = "schema_faults",
     SEEN = "seen",
     SETTLE_DELIVERED = "settle_delivered",
     SETTLE_DIED = "settle_died",

@@ -26,7 +26,7 @@ use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
 use crate::store::{
     Gauges, Heartbeat, Pool, ProcessId, Registered, Registration, Role, Room, SchemaState, Session, StoreError,
-    ensure_own_session, ensure_pipeline, ensure_server, grant, migrate, schema_state,
+    ensure_own_session, ensure_pipeline, ensure_server, ensure_unaltered, grant, migrate, schema_state,
 };
 
 /// One round: what it costs PostgreSQL is less than 1 % of a core.
@@ -149,6 +149,7 @@ impl Upkeep {
                 )));
             }
         }
+        ensure_unaltered(&mut session)?;
         ensure_pipeline(&mut session, &config.name)?;
         self.look_for_clock_set_back(&mut session)?;
         session.register(&Registration {

@@ -12,12 +12,12 @@ use serde_json::json;
 use crate::rig::{Ledger, Load, Pg, Proxy, Relay, Resources, Seen, Topic, Watch, eventually, throughout, within_bounds};
 
 /// Small enough that two leases pass within a test; the shortest for a timeout of 1 s is above 11 s.
-const SHORT_LEASE: &str = "timeout = \"1s\"\nconnect_timeout = \"1s\"\nworkers = 8";
+pub const SHORT_LEASE: &str = "timeout = \"1s\"\nconnect_timeout = \"1s\"\nworkers = 8";
 
 /// A pipeline under steady load, watched.
-struct Running {
-    ledger: Ledger,
-    relay: Relay,
+pub struct Running {
+    pub ledger: Ledger,
+    pub relay: Relay,
     load: Load,
     watch: Watch,
     before: Resources,
@@ -27,12 +27,12 @@ struct Running {
 impl Running {
     /// From Kafka through the PostgreSQL of `url` to a service of 2 ms; returns when it is under way.
     #[track_caller]
-    fn start(url: &str, superuser: &str, more: &str) -> Self {
+    pub fn start(url: &str, superuser: &str, more: &str) -> Self {
         Self::set_up(url, superuser, more, &[])
     }
 
     #[track_caller]
-    fn set_up(url: &str, superuser: &str, more: &str, sets: &[&str]) -> Self {
+    pub fn set_up(url: &str, superuser: &str, more: &str, sets: &[&str]) -> Self {
         let (topic, ledger) = (Topic::new(3), Ledger::start());
         ledger.behave(&json!({ "delay_ms": 2 }));
         let mut relay = Relay::on(&topic.name, &ledger.url(), url, superuser, more);
@@ -47,26 +47,26 @@ impl Running {
 
     /// The fault goes on for this long, and the daemon answers all the while.
     #[track_caller]
-    fn endures(&mut self, seconds: u64) {
+    pub fn endures(&mut self, seconds: u64) {
         let relay = &mut self.relay;
         throughout(Duration::from_secs(seconds), "the daemon runs", || relay.is_running());
     }
 
     #[track_caller]
-    fn is_stalled(&self) {
+    pub fn is_stalled(&self) {
         eventually("it says that PostgreSQL holds it up", || self.relay.metric("stalled{reason=\"postgres\"}") == Some(1.0));
     }
 
     /// Something was delivered from now on.
     #[track_caller]
-    fn moves(&self) {
+    pub fn moves(&self) {
         let now = self.ledger.count("accepted");
         eventually("deliveries move again", || self.ledger.count("accepted") > now + 100);
     }
 
     /// The fault is over: everything is delivered, once; what was promised held.
     #[track_caller]
-    fn heals(self) -> Seen {
+    pub fn heals(self) -> Seen {
         self.moves();
         let Self { ledger, mut relay, load, watch, before, pid } = self;
         let sent = load.finish();
@@ -90,7 +90,7 @@ impl Running {
 
 /// That it stood still because of PostgreSQL, and said so.
 #[track_caller]
-fn said_postgres(seen: &Seen, words: &[&str]) {
+pub fn said_postgres(seen: &Seen, words: &[&str]) {
     assert!(seen.stalled.contains("postgres"), "stalled: {:?}", seen.stalled);
     seen.said(words);
 }
@@ -125,6 +125,7 @@ fn postgresql_stopped_for_longer_than_a_lease_loses_nothing_and_sends_nothing_tw
     said_postgres(&seen, &["postgres", pg.host()]);
 }
 
+/// F19
 #[test]
 fn postgresql_shut_down_at_once_under_load_loses_nothing_and_sends_nothing_twice() {
     let pg = Pg::start();
@@ -165,6 +166,7 @@ fn terminate_sessions(pg: &Pg, running: &mut Running, seconds: u64) {
     assert!(terminated > seconds as i64, "only {terminated} sessions were ended: this showed nothing");
 }
 
+/// F27: each is an outcome that nobody knows.
 #[test]
 fn terminated_backends_five_a_second_for_20_s_lose_nothing_and_send_nothing_twice() {
     let pg = Pg::start();
@@ -176,6 +178,7 @@ fn terminated_backends_five_a_second_for_20_s_lose_nothing_and_send_nothing_twic
     said_postgres(&running.heals(), &["postgres", "terminating connection"]);
 }
 
+/// F24
 #[test]
 fn a_role_that_may_not_connect_for_10_s_is_waited_for() {
     let pg = Pg::start();
@@ -283,6 +286,7 @@ fn a_standby_promoted_under_load_is_gone_over_to() {
     said_postgres(&running.heals(), &["postgres", pg.host(), standby.host()]);
 }
 
+/// F29
 #[test]
 fn postgresql_frozen_for_two_leases_loses_nothing_and_sends_nothing_twice() {
     let pg = Pg::start();
@@ -294,6 +298,7 @@ fn postgresql_frozen_for_two_leases_loses_nothing_and_sends_nothing_twice() {
     said_postgres(&running.heals(), &["postgres", "PostgreSQL"]);
 }
 
+/// F28
 #[test]
 fn a_disk_full_under_postgresql_is_said_in_words_and_loses_nothing() {
     let pg = Pg::with(&["--tmpfs", "112M", "--set", "min_wal_size=24MB", "--set", "max_wal_size=24MB"]);

@@ -99,6 +99,49 @@ impl Store {
         Ok(done)
     }
 
+    /// Nothing is stored any more.
+    pub fn reset(&mut self) {
+        let empty = "truncate tx, delivery, attempt, dead, resolved, rejected, duplicate, known_gap, skipped, purged, counter, audit_log; \
+             update consumer_position set next_offset = 0, skipped = 0";
+        self.session.client().batch_execute(empty).expect("emptied");
+        self.position = 0;
+    }
+
+    /// Somebody sets the position back by `n` records.
+    pub fn set_back(&mut self, n: i64) {
+        self.session.client().execute("update consumer_position set next_offset = next_offset - $1", &[&n]).expect("set back");
+        self.position -= n;
+    }
+
+    /// So many seconds pass.
+    pub fn forward(&mut self, seconds: i64) {
+        let back = |(table, columns): (&str, &[&str])| {
+            let set: Vec<String> = columns.iter().map(|c| format!("{c} = {c} - interval '{seconds} seconds'")).collect();
+            format!("update {table} set {};", set.join(", "))
+        };
+        let tables: [(&str, &[&str]); 7] = [
+            ("tx", &["received_at"]),
+            ("delivery", &["due_at"]),
+            ("attempt", &["finished_at"]),
+            ("dead", &["died_at"]),
+            ("resolved", &["resolved_at"]),
+            ("rejected", &["received_at", "resolved_at"]),
+            ("duplicate", &["seen_at"]),
+        ];
+        let sql: String = tables.into_iter().map(back).collect();
+        self.session.client().batch_execute(&sql).expect("moved");
+    }
+
+    pub fn first_refused(&mut self, batch: &Batch) -> Option<i64> {
+        let (writer, topics) = (self.writer(), self.topics.clone());
+        self.session.first_refused(writer, &topics, batch).expect("looked")
+    }
+
+    pub fn find_unstorable(&mut self, batch: &Batch) -> Vec<usize> {
+        let (writer, topics) = (self.writer(), self.topics.clone());
+        self.session.find_unstorable(writer, &topics, batch).expect("looked")
+    }
+
     /// Stores transactions and returns what came of them.
     pub fn store(&mut self, values: &[(&str, &str)], lease: Option<i64>) -> Ingested {
         let candidates = self.records(values);
@@ -232,6 +275,7 @@ fn asking_for_a_topics_number_uses_none_up() {
     assert_eq!(store.number("select max(id)::bigint from topic"), 2, "there are 32,767");
 }
 
+/// F46, and a position that goes back.
 #[test]
 fn a_redelivered_record_makes_no_second_job_and_no_second_place() {
     let mut store = Store::new();
@@ -247,6 +291,7 @@ fn a_redelivered_record_makes_no_second_job_and_no_second_place() {
     assert_eq!(store.number("select sum(n)::bigint from counter where name = 1"), 3, "read counts each record once");
 }
 
+/// F46, F47
 #[test]
 fn equal_bytes_are_a_duplicate_and_other_bytes_a_conflict_also_inside_one_batch() {
     let mut store = Store::new();
@@ -280,6 +325,7 @@ fn one_bad_record_in_a_batch_of_500_rejects_one_and_stores_499() {
     assert_eq!(store.number("select count(*) from delivery where lease = 7 and attempt = 1"), 499);
 }
 
+/// F34
 #[test]
 fn what_postgresql_refuses_is_found_and_set_aside_and_the_rest_is_stored() {
     let mut store = Store::new();
@@ -376,6 +422,7 @@ fn a_claim_in_doubt_is_given_back_whole_and_nothing_else_is() {
     assert_eq!(store.claim(33).iter().map(|row| row.attempt).collect::<Vec<_>>(), [1, 1], "nothing was sent, nothing counts");
 }
 
+/// F34
 #[test]
 fn a_refused_text_settles_without_it() {
     let mut store = Store::new();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, bounded};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -17,6 +18,27 @@ pub struct Topic {
     brokers: String,
     producer: BaseProducer,
 }
+
+/// A record as somebody may write it: any of its parts may be null, empty, or nonsense.
+#[derive(Debug, Clone, Default)]
+pub struct Raw {
+    pub partition: i32,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    /// In ms; `None`: when it is written.
+    pub timestamp: Option<i64>,
+}
+
+impl Raw {
+    /// With this value, in partition 0.
+    pub fn value(value: impl Into<Vec<u8>>) -> Self {
+        Self { value: Some(value.into()), ..Self::default() }
+    }
+}
+
+/// The largest record that a producer of the rig writes; a topic takes 1 MB without `max.message.bytes`.
+pub const LARGEST: &str = "12000000";
 
 impl Topic {
     pub fn new(partitions: i32) -> Self {
@@ -145,6 +167,23 @@ impl Topic {
         self.producer.flush(LIMIT).expect("Kafka takes the records");
     }
 
+    /// Writes these records in order, and waits until Kafka has them.
+    pub fn raw<'a>(&self, records: impl IntoIterator<Item = &'a Raw>) {
+        for raw in records {
+            let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&self.name).partition(raw.partition);
+            (record.key, record.payload, record.timestamp) = (raw.key.as_deref(), raw.value.as_deref(), raw.timestamp);
+            if !raw.headers.is_empty() {
+                let add = |headers: OwnedHeaders, (name, value): &(String, Option<Vec<u8>>)| {
+                    headers.insert(Header { key: name, value: value.as_deref() })
+                };
+                record = record.headers(raw.headers.iter().fold(OwnedHeaders::new(), add));
+            }
+            self.producer.send(record).map_err(|(e, _)| e).expect("queued");
+            self.producer.poll(Duration::ZERO);
+        }
+        self.producer.flush(LIMIT).expect("Kafka takes the records");
+    }
+
     /// As retention does: what lies before `offset` is gone.
     pub fn delete_before(&self, partition: i32, offset: i64) {
         let admin: AdminClient<DefaultClientContext> =
@@ -164,7 +203,7 @@ impl Topic {
 /// The linger is long enough that what one call writes is one batch.
 fn producer(brokers: &str, settings: &[(&str, &str)]) -> BaseProducer {
     let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", brokers).set("linger.ms", "5").set("message.max.bytes", "12000000");
+    config.set("bootstrap.servers", brokers).set("linger.ms", "5").set("message.max.bytes", LARGEST);
     for (key, value) in settings {
         config.set(*key, *value);
     }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 pub use broker::{Admin, Broker};
 pub use certificates::{Authority, Issued, write_private};
 pub use fake_broker::{FETCH, FakeBroker, Fault, OFFSET_COMMIT, TOPIC};
-pub use kafka::{Load, Topic, ids, transaction};
+pub use kafka::{LARGEST, Load, Raw, Topic, ids, transaction};
 pub use ledger::Ledger;
 pub use postgres::Pg;
 pub use proxy::Proxy;
