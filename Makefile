@@ -87,5 +87,5 @@ install: $(if $(BINARY),,build) ## binary, unit, example configuration and docum
 	install -D -m 644 systemd/txrelay.sysusers '$(DESTDIR)$(PREFIX)/lib/sysusers.d/txrelay.conf'
 	install -D -m 644 etc/txrelay.toml $(DESTDIR)/etc/txrelay/txrelay.toml.example
 	install -D -m 644 etc/txrelay.toml $(DESTDIR)$(PREFIX)/share/doc/txrelay/txrelay.toml
-	for doc in README.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE; do \
-	  install -D -m 644 $$doc $(DESTDIR)$(PREFIX)/share/doc/txrelay/$$doc || exit 1; done
+	for doc in README.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE docs/kafka-clients.md; do \
+	  install -D -m 644 $$doc $(DESTDIR)$(PREFIX)/share/doc/txrelay/$${doc##*/} || exit 1; done
