@@ -31,6 +31,7 @@ fn files_of_tls_are_looked_at_when_the_file_is_loaded() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "librdkafka"), ignore = "of builds with librdkafka")]
 fn a_log_in_needs_a_name_and_a_password_and_plain_needs_tls() {
     let folder = Folder::new();
     let file = secret(&folder);
@@ -53,6 +54,7 @@ fn a_log_in_needs_a_name_and_a_password_and_plain_needs_tls() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "librdkafka"), ignore = "of builds with librdkafka")]
 fn librdkafkas_own_words_for_tls_and_sasl_are_refused_with_the_key_to_use() {
     for (name, key) in [
         ("security.protocol", "[kafka.tls] and [kafka.sasl]"),

@@ -168,6 +168,7 @@ fn a_url_must_be_safe_to_send_transactions_to() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "librdkafka"), ignore = "of builds with librdkafka")]
 fn headers_may_not_replace_what_txrelay_sets() {
     for name in [
         "Host",
@@ -208,6 +209,7 @@ fn headers_keep_the_order_of_the_file() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "librdkafka"), ignore = "of builds with librdkafka")]
 fn properties_that_txrelay_owns_are_refused_by_name() {
     for name in [
         "bootstrap.servers",
@@ -246,6 +248,7 @@ fn properties_that_txrelay_owns_are_refused_by_name() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "librdkafka"), ignore = "of builds with librdkafka")]
 fn an_id_can_be_in_the_value_the_key_or_a_header() {
     let rule = |text: &str| accepts(&[&format!("transaction.id={text}")]).transaction_id;
     let value = |tokens: &[&str]| IdRule::Value(tokens.iter().map(|t| t.to_string()).collect());
