@@ -14,6 +14,7 @@ use crate::config::{Config, Current, Refused};
 use crate::deliver::{Acceptances, Claimer, Fill, Flow, Settler, Worker};
 use crate::downstream::Service;
 use crate::ingest::{Consumer, ConsumerParts};
+use crate::ops::certificates::Certificates;
 use crate::ops::exporter::Exporter;
 use crate::ops::health::Health;
 use crate::ops::instance::{self, Instance};
@@ -63,6 +64,8 @@ struct Running {
     exporter: Stopper,
     health: Health,
     metrics: Metrics,
+    service: Service,
+    certificates: Certificates,
     /// Of the threads on a transaction's way, by their names.
     links: Vec<(&'static str, Patience)>,
     pulses: Pulses,
@@ -94,6 +97,13 @@ impl Running {
             None => self.health.go("answers", "postgres"),
         }
     }
+
+    /// Shows when certificates end, and warns of it.
+    fn note_certificates(&mut self) {
+        let expires_at = self.service.certificate_expires_at().unwrap_or(0);
+        self.metrics.certificate_expiry_timestamp_seconds.with_label_values(&["downstream"]).set(expires_at as f64);
+        self.certificates.look(&self.metrics, Instant::now());
+    }
 }
 
 /// Runs a pipeline until a signal asks to stop. An error that carries `ExitWith` names the exit status.
@@ -113,12 +123,13 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         select! {
             recv(asks) -> asked => match asked {
                 Ok(Asked::Stop) | Err(_) => break None,
-                Ok(Asked::Reload) => reload(&current, &running.metrics),
+                Ok(Asked::Reload) => reload(&current, &running),
                 Ok(Asked::Dump) => dump(&running),
             },
             recv(running.exits) -> exit => break exit.ok(),
             recv(ticks) -> _ => {
                 running.note_silence();
+                running.note_certificates();
                 said.say(&running.health, Instant::now());
                 watchdog.look(&running.pulses, Instant::now());
             }
@@ -271,7 +282,23 @@ fn start(current: &Current) -> anyhow::Result<Running> {
     thread("consumer".into(), Box::new(move || consumer.run(&for_consumer)))?;
 
     // What is left of `flow` here would keep threads from ending: it goes out of scope, and with it the last ends of main.
-    Ok(Running { exits, alive, intake, upkeep, exporter, health, metrics, links, pulses, room, fill, _instance: instance })
+    let certificates = Certificates::new();
+    Ok(Running {
+        exits,
+        alive,
+        intake,
+        upkeep,
+        exporter,
+        health,
+        metrics,
+        service,
+        certificates,
+        links,
+        pulses,
+        room,
+        fill,
+        _instance: instance,
+    })
 }
 
 /// The `group.instance.id`: this installation's, so that it has its partitions again at once after a restart, and its topics':
@@ -352,11 +379,18 @@ impl Ending<'_> {
 }
 
 /// SIGHUP: the file again, whole or not at all.
-fn reload(current: &Current, metrics: &Metrics) {
+fn reload(current: &Current, running: &Running) {
+    let metrics = &running.metrics;
     systemd::reloading();
     match current.reload() {
         Ok(changed) => {
             metrics.reloaded();
+            match running.service.read_secrets_again() {
+                Ok(true) => log::info!("the files with the secrets for the service hold new ones: used from now on"),
+                Ok(false) => {}
+                // The reload has found nothing wrong with them: somebody is writing them at this moment.
+                Err(problem) => log::error!("{problem}; what was read before stays in use"),
+            }
             logging::set_level(current.get().log.level);
             if changed.is_empty() {
                 log::info!("configuration reloaded: nothing has changed");

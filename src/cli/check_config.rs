@@ -1,22 +1,107 @@
-//! `check-config`: everything that is wrong, or what the file will do.
+//! `check-config`: everything that is wrong, or what the file will do; and what each answer of the service will mean.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{Exit, load_to_connect, say};
-use crate::config::value::show_duration;
-use crate::config::{Config, Method, OnLostPosition, Start, visible};
-use crate::core::identify::IdRule;
+use serde_json::{Value, json};
 
-/// Every problem on stderr, or `FILE: ok` and a summary on stdout.
-pub(super) fn check_config(file: &Path, sets: &[String]) -> Exit {
-    match load_to_connect(file, sets) {
+use super::{Exit, load, say, with_own_password};
+use crate::config::value::show_duration;
+use crate::config::{Auth, Config, Method, OnLostPosition, Security, Start, visible};
+use crate::core::identify::IdRule;
+use crate::core::outcome::{FailureKind, Line, Overrides, classify_failure};
+
+/// What to print when nothing is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Print {
+    /// `FILE: ok` and a summary.
+    Summary,
+    /// The effective table of outcomes.
+    Outcomes,
+    /// The same as JSON.
+    OutcomesAsJson,
+}
+
+/// Every problem on stderr, or on stdout what is asked for.
+pub(super) fn check_config(file: &Path, sets: &[String], print: Print) -> Exit {
+    match load(file, &with_own_password(sets)) {
         Ok(config) => {
-            say(&format!("{}: ok\n{}", visible(&file.display().to_string()), summary(&config)));
+            let outcomes = &config.downstream.outcomes;
+            say(&match print {
+                Print::Summary => format!("{}: ok\n{}", visible(&file.display().to_string()), summary(&config)),
+                Print::Outcomes => outcome_table(outcomes),
+                Print::OutcomesAsJson => outcomes_as_json(outcomes).to_string(),
+            });
             Exit::Done
         }
         Err(exit) => exit,
     }
+}
+
+fn statuses(line: &Line) -> String {
+    let rule = line.rule;
+    let after = if line.with_retry_after { " + Retry-After" } else { "" };
+    if rule.from == rule.to { format!("{}{after}", rule.from) } else { format!("{}-{}{after}", rule.from, rule.to) }
+}
+
+/// Every status and every failure without an answer: class and reason; what the file overrides is marked.
+fn outcome_table(outcomes: &Overrides) -> String {
+    let mut out = String::new();
+    let mut row = |mark, what: &str, class: &str, reason: &str| {
+        let _ = writeln!(out, "{mark} {what:<22} {class:<14} {reason}");
+    };
+    for line in outcomes.table() {
+        let (mark, reason) = match line.instead_of {
+            Some(default) => ('*', format!("downstream.outcomes, instead of {}", default.label())),
+            None => (' ', line.rule.reason.to_owned()),
+        };
+        row(mark, &statuses(&line), line.rule.outcome.label(), &reason);
+    }
+    for kind in FailureKind::ALL {
+        let (what, reason) = kind.words();
+        row(' ', what, classify_failure(kind).label(), reason);
+    }
+    out.push_str(
+        "\nWhat follows: delivered ends it, refused makes it dead. The others are tried again; throttled, down and misconfigured\n\
+         are the service's fault and spend none of a transaction's budget, unless others are accepted meanwhile.",
+    );
+    out
+}
+
+fn outcomes_as_json(outcomes: &Overrides) -> Value {
+    let status = |line: Line| {
+        let reason = line.instead_of.is_none().then_some(line.rule.reason);
+        json!({
+            "from": line.rule.from, "to": line.rule.to, "with_retry_after": line.with_retry_after,
+            "outcome": line.rule.outcome.label(), "reason": reason,
+            "overridden": line.instead_of.is_some(), "default": line.instead_of.map(|o| o.label()),
+        })
+    };
+    let failure = |kind: FailureKind| {
+        let (what, reason) = kind.words();
+        json!({ "failure": what, "outcome": classify_failure(kind).label(), "reason": reason })
+    };
+    let statuses: Vec<Value> = outcomes.table().into_iter().map(status).collect();
+    json!({ "statuses": statuses, "failures": FailureKind::ALL.map(failure) })
+}
+
+/// How the request is guarded; names of keys, no secret and no file.
+fn guards(security: &Security, https: bool) -> String {
+    let mut words = vec![match (https, &security.tls.ca) {
+        (false, _) => "no TLS".to_owned(),
+        (true, None) => "TLS, the system's trust store".to_owned(),
+        (true, Some(_)) => "TLS, downstream.tls.ca_file only".to_owned(),
+    }];
+    words.extend(security.tls.client.as_ref().map(|_| "a client certificate".to_owned()));
+    words.extend(match &security.auth {
+        Auth::None => None,
+        Auth::Bearer(_) => Some("a bearer token".to_owned()),
+        Auth::Basic(..) => Some("user and password".to_owned()),
+        Auth::Header(name, _) => Some(format!("header {name}")),
+    });
+    let n = security.signing.len();
+    words.extend((n > 0).then(|| format!("signed with {n} secret{}", if n == 1 { "" } else { "s" })));
+    words.join(", ")
 }
 
 /// What the file will do, without anything that may be secret: no user, no path or query of the URL, no header values.
@@ -54,6 +139,7 @@ fn summary(config: &Config) -> String {
         "sends to",
         format!("{method} {}, {} at once, {} each", downstream.origin(), downstream.workers, time(downstream.timeout)),
     );
+    line("guarded by", guards(&downstream.security, downstream.url.starts_with("https://")));
     let (base, cap) = (time(retry.base), time(retry.cap));
     line("retries", format!("after {base}, up to {cap} apart, {} of own failures at most", time(retry.give_up_after)));
     line("metrics", format!("http://{}/metrics", config.metrics_listen));
@@ -97,9 +183,34 @@ downstream.headers = { "X-Source" = "hunter2" }
             "payments, refunds from kafka-1:9092",
             "a:5432, b:5433 database db, schema txrelay_payments",
             "POST https://ledger.internal,",
+            "TLS, the system's trust store",
         ] {
             assert!(summary.contains(part), "{summary}");
         }
-        assert!(summary.lines().count() < 12, "{summary}");
+        assert!(summary.lines().count() < 13, "{summary}");
+    }
+
+    #[test]
+    fn the_table_of_outcomes_says_what_holds_why_and_what_was_overridden() {
+        let mut outcomes = Overrides::default();
+        outcomes.add("409", "delivered").expect("legal");
+        let table = outcome_table(&outcomes);
+        for row in [
+            "* 409                    delivered      downstream.outcomes, instead of retry",
+            "  200-299                delivered      accepted,",
+            "  503                    down           ",
+            "  503 + Retry-After      throttled      ",
+            "  no answer in time      down           sent or not is unknown",
+        ] {
+            assert!(table.lines().any(|line| line.starts_with(row)), "{row}\n{table}");
+        }
+        assert_eq!(table.lines().filter(|line| line.starts_with('*')).count(), 1);
+        let json = outcomes_as_json(&outcomes);
+        let of_409 = json["statuses"].as_array().expect("a list").iter().find(|row| row["from"] == 409).expect("there");
+        assert_eq!(
+            (&of_409["outcome"], &of_409["overridden"], &of_409["default"]),
+            (&"delivered".into(), &true.into(), &"retry".into())
+        );
+        assert_eq!(json["failures"].as_array().map(Vec::len), Some(7));
     }
 }

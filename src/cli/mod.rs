@@ -69,11 +69,18 @@ pub fn main() -> ExitCode {
     };
     let exit = match args.command {
         Command::Run => run::run(&file, &args.set),
-        Command::CheckConfig { connect: false } => check_config::check_config(&file, &args.set),
-        Command::CheckConfig { connect: true } => match load_to_connect(&file, &args.set) {
+        Command::CheckConfig { connect: true, .. } => match load(&file, &with_own_password(&args.set)) {
             Ok(config) => connect::check(&config),
             Err(exit) => exit,
         },
+        Command::CheckConfig { print_outcomes, json, connect: false } => {
+            let print = match (print_outcomes, json) {
+                (false, _) => check_config::Print::Summary,
+                (true, false) => check_config::Print::Outcomes,
+                (true, true) => check_config::Print::OutcomesAsJson,
+            };
+            check_config::check_config(&file, &args.set, print)
+        }
         Command::Migrate { print_sql } => migrate::migrate(&file, &args.set, print_sql),
         Command::Status { json } => status::status(&file, &args.set, json),
         Command::Retry(retry) => act::retry(&file, &args.set, &retry),
@@ -117,8 +124,14 @@ enum Command {
     CheckConfig {
         /// Also look whether Kafka, PostgreSQL and the service are there: the newest 10 records of each topic are read without
         /// joining the group, nothing is written, and nothing is sent to the service
-        #[arg(long)]
+        #[arg(long, conflicts_with = "print_outcomes")]
         connect: bool,
+        /// Print what each status and each failure means, why, and which ones the file overrides
+        #[arg(long)]
+        print_outcomes: bool,
+        /// That table as one JSON object
+        #[arg(long, requires = "print_outcomes")]
+        json: bool,
     },
     /// Brings the schema up to date
     Migrate {
@@ -208,14 +221,20 @@ fn load(file: &Path, sets: &[String]) -> Result<Config, Exit> {
     })
 }
 
-/// [`load`] for a command that a person runs: a password of the operator's own takes the place of the file's, which he may
-/// not be able to read.
+/// [`load`] for a command that a person runs on PostgreSQL alone: a password of the operator's own takes the place of the
+/// file's, and the secrets of the service and of Kafka are left alone. He may not be able to read any of them.
 fn load_to_connect(file: &Path, sets: &[String]) -> Result<Config, Exit> {
+    let mut sets = with_own_password(sets);
+    sets.extend(config::SERVICE_FILES.iter().chain(&config::KAFKA_FILES).map(|(key, nothing)| format!("{key}={nothing}")));
+    load(file, &sets)
+}
+
+fn with_own_password(sets: &[String]) -> Vec<String> {
     let mut sets = sets.to_vec();
     if login::brings_a_password() {
         sets.push("postgres.password_file=\"\"".to_owned());
     }
-    load(file, &sets)
+    sets
 }
 
 /// A session of a command on the pipeline's schema.

@@ -1,9 +1,11 @@
 //! Checks of what goes into requests: the URL and header names and values. The parsers are those of ureq, so that what is
 //! accepted here is accepted there. No message repeats a value.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ureq::http::{HeaderName, HeaderValue, Uri};
+
+use crate::core::address::forbidden;
 
 /// Absolute, http or https, without user info and fragment; http only to this machine unless `allow_plain_http`.
 pub(super) fn check_url(url: &str, allow_plain_http: bool) -> Result<(), String> {
@@ -11,7 +13,7 @@ pub(super) fn check_url(url: &str, allow_plain_http: bool) -> Result<(), String>
     let authority = url.split_once("://").map(|(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or_default());
     // Before parsing: a password with odd characters in it must not be called a malformed URL.
     if authority.ok_or_else(form)?.contains('@') {
-        return Err("holds a user or password, which this version does not have yet: take everything before the @ out".into());
+        return Err("holds a user or password: take everything before the @ out, [downstream.auth] is their place".into());
     }
     if url.contains('#') {
         return Err("holds a fragment (#...), which is never sent: take it out".into());
@@ -21,6 +23,9 @@ pub(super) fn check_url(url: &str, allow_plain_http: bool) -> Result<(), String>
     let port_fits = uri.authority().is_some_and(|a| a.as_str().len() == host.len() || uri.port_u16().is_some_and(|p| p > 0));
     if !port_fits {
         return Err("holds a port that is none: 1 to 65535, or leave it out".into());
+    }
+    if let Some(why) = literal(host).and_then(forbidden) {
+        return Err(format!("leads to {why}: nothing is ever sent there"));
     }
     match uri.scheme_str() {
         Some("https") => Ok(()),
@@ -33,25 +38,36 @@ pub(super) fn check_url(url: &str, allow_plain_http: bool) -> Result<(), String>
     }
 }
 
-fn is_loopback(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost")
-        || host.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
-        || host.trim_matches(['[', ']']).parse::<Ipv6Addr>().is_ok_and(|ip| ip.is_loopback())
+/// Whether a URL that was checked goes to another machine in the clear.
+pub(super) fn is_open_to_others(url: &str) -> bool {
+    url.parse::<Uri>().is_ok_and(|uri| uri.scheme_str() == Some("http") && !uri.host().is_some_and(is_loopback))
+}
+
+/// Whether a host is this machine by its name or address.
+pub fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost") || literal(host).is_some_and(|ip| ip.is_loopback())
+}
+
+fn literal(host: &str) -> Option<IpAddr> {
+    host.trim_matches(['[', ']']).parse().ok()
+}
+
+/// A header's name that txrelay does not set itself, and that carries no secret.
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    check_free_name(name)?;
+    if SECRET.iter().any(|s| s.eq_ignore_ascii_case(name)) {
+        return Err("names a header that carries a secret: [downstream.auth] reads it from a file".into());
+    }
+    Ok(())
 }
 
 /// A header's name that txrelay does not set itself.
-pub(super) fn check_name(name: &str) -> Result<(), String> {
+pub(super) fn check_free_name(name: &str) -> Result<(), String> {
     if HeaderName::from_bytes(name.as_bytes()).is_err() {
         return Err("must be a header's name: letters, digits and -".into());
     }
     if OWN.iter().any(|own| own.eq_ignore_ascii_case(name)) || starts_with(name, "txrelay-") {
         return Err("names a header that txrelay sets itself: choose another".into());
-    }
-    if SECRET.iter().any(|s| s.eq_ignore_ascii_case(name)) {
-        return Err(
-            "names a header that carries a secret, and this version does not have authentication to the service yet: take it out"
-                .into(),
-        );
     }
     Ok(())
 }

@@ -3,9 +3,18 @@
 
 use std::path::PathBuf;
 
-use super::postgres_tls::{ClientCertificate, certificates, client_certificate, file, hidden};
+use super::postgres_tls::{ClientCertificate, client_certificate};
+use super::problems::At;
 use super::raw::Written;
-use super::{Password, secret};
+use super::{Password, certificates, secret};
+
+/// Keys of files and what stands for none of them: for a command that does not speak to Kafka.
+pub const KAFKA_FILES: [(&str, &str); 4] = [
+    ("kafka.tls.ca_file", "\"\""),
+    ("kafka.tls.cert_file", "\"\""),
+    ("kafka.tls.key_file", "\"\""),
+    ("kafka.sasl.password_file", "\"\""),
+];
 
 /// TLS to Kafka.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -32,7 +41,7 @@ impl KafkaTls {
         let certificate = self.client.as_ref().map(|client| open(&client.chain)).transpose()?;
         let key = self.client.as_ref().map(|client| {
             let path = client.key.to_str().ok_or_else(|| format!("{} is not UTF-8", client.key.display()))?;
-            text(secret::read(path, |variable| std::env::var_os(variable))?, &client.key)
+            text(secret::read_now(path)?, &client.key)
         });
         Ok([ca, certificate, key.transpose()?])
     }
@@ -96,9 +105,9 @@ pub(super) fn tls(w: &mut Written) -> Option<Option<KafkaTls>> {
     let mut good = true;
     let mut ca = None;
     if let Some((written, at)) = path(w, "kafka.tls.ca_file") {
-        let checked = file("", &written).and_then(|path| {
-            if !hidden(&written) {
-                certificates("", &path)?;
+        let checked = certificates::path(&written).and_then(|path| {
+            if !certificates::is_hidden(&written) {
+                certificates::read(&path)?;
             }
             Ok(path)
         });
@@ -106,7 +115,7 @@ pub(super) fn tls(w: &mut Written) -> Option<Option<KafkaTls>> {
             Ok(path) => ca = Some(path),
             Err(problem) => {
                 good = false;
-                w.refuse("kafka.tls.ca_file", at, problem.trim_start_matches(": "));
+                w.refuse("kafka.tls.ca_file", at, problem);
             }
         }
     }
@@ -163,6 +172,9 @@ pub(super) fn sasl(w: &mut Written) -> Option<Option<KafkaSasl>> {
         w.refuse("kafka.sasl.username", at, "is missing: [kafka.sasl] says that somebody logs in");
     }
     let password = w.text("kafka.sasl.password_file").and_then(|(path, written_at)| {
+        if path.is_empty() && written_at == At::Set {
+            return Some(Password::None);
+        }
         if path.is_empty() {
             w.refuse("kafka.sasl.password_file", at, "is missing: [kafka.sasl] says that somebody logs in");
             return None;

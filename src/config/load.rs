@@ -8,7 +8,7 @@ use super::problems::{At, Problem, Problems};
 use super::raw::{Value, Written};
 use super::value::show_duration;
 use super::{Config, Downstream, Gate, IdempotencyFormat, Log, LogFormat, Method, Password, Postgres, Retention, Retry};
-use super::{http, kafka, postgres_url};
+use super::{http, kafka, postgres_url, security};
 use crate::core::identify::IdRule;
 
 /// Reads and checks `file`, with `sets` (`key=value`, the command line's) over it and the defaults under it.
@@ -219,6 +219,11 @@ fn downstream(w: &mut Written) -> Option<Downstream> {
         Ok(())
     });
     let keep_answer = w.size("downstream.keep_answer");
+    let mut others = vec![key_header];
+    others.extend(forwarded);
+    others.extend(headers.iter().flatten().map(|(name, _)| name.clone()));
+    let security = security::read(w, url.as_deref(), &others);
+    let outcomes = security::outcomes(w);
     Some(Downstream {
         url: url?,
         method: method?,
@@ -232,6 +237,8 @@ fn downstream(w: &mut Written) -> Option<Downstream> {
         forward_headers: forward_headers?,
         headers: headers?,
         keep_answer: keep_answer?,
+        security: security?,
+        outcomes: outcomes?,
     })
 }
 

@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::core::identify::IdRule;
+use crate::core::outcome::Overrides;
 
 mod access;
+mod certificates;
 mod current;
 mod http;
 mod kafka;
@@ -22,16 +24,19 @@ mod postgres_url;
 mod problems;
 mod raw;
 mod secret;
+mod security;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod value;
 mod view;
 
 pub use current::{Current, Refused};
-pub use kafka_security::{KafkaSasl, KafkaTls, SaslMechanism};
+pub use http::is_loopback;
+pub use kafka_security::{KAFKA_FILES, KafkaSasl, KafkaTls, SaslMechanism};
 pub use load::load;
 pub use postgres_tls::{ClientCertificate, PostgresTls, TlsMode};
 pub use problems::{Problems, visible};
+pub use security::{Auth, SERVICE_FILES, Secrets, Security, ServiceTls};
 pub use view::{Effective, Source, View};
 
 /// A pipeline's whole configuration, checked. `etc/txrelay.toml` names the keys.
@@ -203,7 +208,7 @@ impl Password {
         match self {
             Self::None => Ok(None),
             Self::Given(password) => Ok(Some(password.clone())),
-            Self::File(path) => secret::read(path, |variable| std::env::var_os(variable)).map(Some),
+            Self::File(path) => secret::read_now(path).map(Some),
         }
     }
 }
@@ -292,6 +297,10 @@ pub struct Downstream {
     pub headers: Vec<(String, String)>,
     /// Bytes of a failed attempt's answer kept for `show`.
     pub keep_answer: usize,
+    /// `[downstream.auth]`, `[downstream.tls]` and `[downstream.signing]`
+    pub security: Security,
+    /// `[downstream.outcomes]`
+    pub outcomes: Overrides,
 }
 
 impl Downstream {

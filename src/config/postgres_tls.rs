@@ -4,12 +4,9 @@
 //! Two differences from libpq, both on the safe side: `verify-ca` and `verify-full` without `sslrootcert` mean the system's
 //! trust store (libpq looks for a file in the user's home), and with `prefer` a failed handshake is an error.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use openssl::pkey::PKey;
-use openssl::x509::X509;
-
-use super::secret;
+use super::certificates;
 
 /// How much TLS is asked for (libpq, `sslmode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -90,11 +87,13 @@ impl TlsWords {
             return Err("says sslrootcert=system, which goes with sslmode=verify-full".into());
         }
         let root_written = root_word.clone().unwrap_or_default();
-        let root = root_word.filter(|_| !system).map(|path| file("sslrootcert", &path)).transpose()?;
+        let about = |word: &'static str| move |problem: String| format!("{word}: {problem}");
+        let root =
+            root_word.filter(|_| !system).map(|file| certificates::path(&file)).transpose().map_err(about("sslrootcert"))?;
         if let Some(root) = &root
-            && !hidden(&root_written)
+            && !certificates::is_hidden(&root_written)
         {
-            certificates("sslrootcert", root)?;
+            certificates::read(root).map_err(about("sslrootcert"))?;
         }
         let client = match (filled(self.cert), filled(self.key)) {
             (None, None) => None,
@@ -107,39 +106,15 @@ impl TlsWords {
     }
 }
 
-pub(super) fn file(word: &str, path: &str) -> Result<PathBuf, String> {
-    if hidden(path) {
-        return Ok(path.into());
-    }
-    secret::expand(path, |variable| std::env::var_os(variable)).map_err(|problem| format!("{word}: {problem}"))
-}
-
-pub(super) fn hidden(path: &str) -> bool {
-    secret::is_hidden(path, |variable| std::env::var_os(variable))
-}
-
-pub(super) fn certificates(word: &str, path: &Path) -> Result<Vec<X509>, String> {
-    let shown = path.display();
-    let pem = std::fs::read(path).map_err(|e| format!("{word}: {shown} cannot be read: {}", super::io_text(&e)))?;
-    match X509::stack_from_pem(&pem) {
-        Ok(stack) if !stack.is_empty() => Ok(stack),
-        _ => Err(format!("{word}: {shown} holds no certificate in PEM form")),
-    }
-}
-
 pub(super) fn client_certificate(cert: &str, key: &str) -> Result<ClientCertificate, String> {
-    let (chain, key_file) = (file("sslcert", cert)?, file("sslkey", key)?);
-    if hidden(cert) || hidden(key) {
-        return Ok(ClientCertificate { chain, key: key_file });
+    let about = |word: &'static str| move |problem: String| format!("{word}: {problem}");
+    let chain = certificates::path(cert).map_err(about("sslcert"))?;
+    let key_file = certificates::path(key).map_err(about("sslkey"))?;
+    if !certificates::is_hidden(cert) && !certificates::is_hidden(key) {
+        let certificate = certificates::read(&chain).map_err(about("sslcert"))?;
+        let private = certificates::read_key(key).map_err(about("sslkey"))?;
+        certificates::match_each_other(&certificate, &chain, &private, &key_file.display().to_string())
+            .map_err(about("sslkey"))?;
     }
-    let certificate = certificates("sslcert", &chain)?.remove(0);
-    let pem = secret::read(key, |variable| std::env::var_os(variable)).map_err(|problem| format!("sslkey: {problem}"))?;
-    // An empty passphrase, so that OpenSSL does not ask on the terminal for that of an encrypted key.
-    let private = PKey::private_key_from_pem_passphrase(&pem, b"")
-        .map_err(|_| format!("sslkey: {} holds no private key in PEM form without a passphrase", key_file.display()))?;
-    if certificate.public_key().is_ok_and(|public| public.public_eq(&private)) {
-        Ok(ClientCertificate { chain, key: key_file })
-    } else {
-        Err(format!("sslkey: {} is not the key of the certificate in {}", key_file.display(), chain.display()))
-    }
+    Ok(ClientCertificate { chain, key: key_file })
 }

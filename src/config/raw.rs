@@ -137,7 +137,7 @@ impl Written {
         View::new(values)
     }
 
-    /// Whether the table's header, or a key of it, stands in the file or on the command line.
+    /// Whether the table's header, or a key of it, stands in the file or on the command line; nothing in quotes there is nothing.
     pub fn is_table_written(&self, table: &str) -> bool {
         let inside = |path: &str| path.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'));
         self.tables.contains_key(table) || self.values.keys().any(|path| inside(path)) || self.bad.iter().any(|path| inside(path))

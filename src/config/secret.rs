@@ -54,6 +54,11 @@ pub(super) fn read(path: &str, env: impl Fn(&str) -> Option<OsString>) -> Result
     Ok(content)
 }
 
+/// [`read`], with the environment of this process.
+pub(super) fn read_now(path: &str) -> Result<Vec<u8>, String> {
+    read(path, |variable| std::env::var_os(variable))
+}
+
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
 /// Whether a file is a credential that systemd shows to the main process only, and this is not it. What an ExecReload= runs to

@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock, draws a random number or logs: `now` and jitter are arguments. Every room may
 //! use this one, and it uses none.
 
+pub mod address;
 pub mod backlog;
 pub mod backoff;
 pub mod clock;
@@ -17,3 +18,4 @@ pub mod outcome;
 pub mod record;
 pub mod room;
 pub mod text;
+pub mod tls;

@@ -37,6 +37,11 @@ impl Outcome {
         Self::ALL.into_iter().find(|o| o.code() == code)
     }
 
+    /// The outcome that a configuration may give to a status; `None` for any other word. `lost` is no answer's outcome.
+    pub fn of_answer(label: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|o| *o != Self::Lost && o.label() == label)
+    }
+
     /// As it is written in views, metrics and logs.
     pub fn label(self) -> &'static str {
         match self {
@@ -98,18 +103,180 @@ pub enum FailureKind {
     BadRequest,
 }
 
-/// The class of a status. Total: whatever is not assigned, in or out of 100-599, is `Retry`.
+/// Statuses of one class, and why they are of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule {
+    /// First status.
+    pub from: u16,
+    /// Last status.
+    pub to: u16,
+    /// Their class.
+    pub outcome: Outcome,
+    /// For people.
+    pub reason: &'static str,
+}
+
+const fn rule(from: u16, to: u16, outcome: Outcome, reason: &'static str) -> Rule {
+    Rule { from, to, outcome, reason }
+}
+
+const SETUP: &str = "the same for every transaction: somebody has to change a setting, here or there";
+const NEVER: &str = "the service will never take this one as it is";
+const PASSING: &str = "passes by itself";
+const UPSTREAM: &str = "the service, or something in front of it, is down or overloaded";
+const UNKNOWN: &str = "not assigned: tried again, as the safest of guesses";
+
+/// Every status from 100 to 999, in order; what is not in it does not come over HTTP.
+static RULES: &[Rule] = &[
+    rule(100, 199, Outcome::Retry, "not a final answer"),
+    rule(200, 299, Outcome::Delivered, "accepted, whatever becomes of the rest of the answer"),
+    rule(300, 399, Outcome::Misconfigured, "redirects are not followed: downstream.url must be where they lead"),
+    rule(400, 400, Outcome::Refused, NEVER),
+    rule(401, 401, Outcome::Misconfigured, "the token or password is missing, wrong or has run out"),
+    rule(402, 402, Outcome::Refused, NEVER),
+    rule(403, 403, Outcome::Misconfigured, "not allowed: rights, or a firewall"),
+    rule(404, 404, Outcome::Misconfigured, "a wrong URL, or a load balancer that has lost its routes"),
+    rule(405, 407, Outcome::Misconfigured, SETUP),
+    rule(408, 408, Outcome::Retry, PASSING),
+    rule(409, 409, Outcome::Retry, "often our own earlier request, still running"),
+    rule(410, 410, Outcome::Misconfigured, "the service has moved away"),
+    rule(411, 414, Outcome::Refused, NEVER),
+    rule(415, 415, Outcome::Misconfigured, SETUP),
+    rule(416, 417, Outcome::Refused, NEVER),
+    rule(418, 420, Outcome::Retry, UNKNOWN),
+    rule(421, 421, Outcome::Retry, PASSING),
+    rule(422, 422, Outcome::Refused, NEVER),
+    rule(423, 425, Outcome::Retry, PASSING),
+    rule(426, 426, Outcome::Misconfigured, SETUP),
+    rule(427, 427, Outcome::Retry, UNKNOWN),
+    rule(428, 428, Outcome::Refused, NEVER),
+    rule(429, 429, Outcome::Throttled, "the service asks for less"),
+    rule(430, 430, Outcome::Retry, UNKNOWN),
+    rule(431, 431, Outcome::Refused, NEVER),
+    rule(432, 450, Outcome::Retry, UNKNOWN),
+    rule(451, 451, Outcome::Refused, NEVER),
+    rule(452, 499, Outcome::Retry, UNKNOWN),
+    rule(500, 500, Outcome::Retry, "the service failed over this one; if it does over all, that is an outage"),
+    rule(501, 501, Outcome::Misconfigured, SETUP),
+    rule(502, 502, Outcome::Down, UPSTREAM),
+    rule(503, 503, Outcome::Down, "without a Retry-After: the service, or something in front of it, is down or overloaded"),
+    rule(504, 504, Outcome::Down, UPSTREAM),
+    rule(505, 505, Outcome::Misconfigured, SETUP),
+    rule(506, 506, Outcome::Retry, UNKNOWN),
+    rule(507, 509, Outcome::Down, UPSTREAM),
+    rule(510, 510, Outcome::Retry, UNKNOWN),
+    rule(511, 511, Outcome::Misconfigured, "something on the way wants a login"),
+    rule(512, 519, Outcome::Retry, UNKNOWN),
+    rule(520, 530, Outcome::Down, UPSTREAM),
+    rule(531, 999, Outcome::Retry, UNKNOWN),
+];
+
+/// Why 503 with a Retry-After is not down.
+const ASKED: &str = "with a Retry-After: the service asks for less";
+
+/// The class of a status. Total: whatever is not assigned, in or out of 100-999, is `Retry`.
 ///
 /// `has_retry_after`: a Retry-After that [`parse_retry_after`] understands came with it; nonsense does not count.
 pub fn classify_status(status: u16, has_retry_after: bool) -> Outcome {
     match status {
+        // The one that matters for speed.
         200..=299 => Outcome::Delivered,
-        300..=399 | 401 | 403..=407 | 410 | 415 | 426 | 501 | 505 | 511 => Outcome::Misconfigured,
-        400 | 402 | 411..=414 | 416 | 417 | 422 | 428 | 431 | 451 => Outcome::Refused,
-        429 => Outcome::Throttled,
         503 if has_retry_after => Outcome::Throttled,
-        502..=504 | 507..=509 | 520..=530 => Outcome::Down,
-        _ => Outcome::Retry,
+        _ => RULES.iter().find(|r| (r.from..=r.to).contains(&status)).map_or(Outcome::Retry, |r| r.outcome),
+    }
+}
+
+/// What a configuration says about statuses, in place of the rules: first and last status, and their class. Ranges do not
+/// overlap.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overrides(Vec<(u16, u16, Outcome)>);
+
+/// A line of the effective table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// First and last status, class, and reason; of an overridden one the reason of the rule that does not hold.
+    pub rule: Rule,
+    /// Only with a Retry-After.
+    pub with_retry_after: bool,
+    /// The class that the configuration has replaced.
+    pub instead_of: Option<Outcome>,
+}
+
+impl Overrides {
+    /// Adds a line: "409" or "520-530", and a class.
+    ///
+    /// # Errors
+    /// What is wrong with it, for people.
+    pub fn add(&mut self, statuses: &str, class: &str) -> Result<(), String> {
+        let status = |text: &str| {
+            let number = text.parse().ok().filter(|_| text.len() == 3);
+            number.filter(|n| (200..=999).contains(n))
+        };
+        let (from, to) = statuses.split_once('-').unwrap_or((statuses, statuses));
+        let (Some(from), Some(to)) = (status(from.trim()), status(to.trim())) else {
+            return Err("must be a status from 200 to 999, or a range such as \"520-530\"".into());
+        };
+        if from > to {
+            return Err(format!("is a range from high to low: \"{to}-{from}\""));
+        }
+        let Some(outcome) = Outcome::of_answer(class) else {
+            return Err("is no class: delivered, retry, throttled, down, misconfigured or refused".into());
+        };
+        if self.0.iter().any(|(low, high, _)| from <= *high && *low <= to) {
+            return Err("names a status that another line names too".into());
+        }
+        self.0.push((from, to, outcome));
+        Ok(())
+    }
+
+    /// [`classify_status`], but for what is overridden.
+    pub fn classify(&self, status: u16, has_retry_after: bool) -> Outcome {
+        let own = self.0.iter().find(|(from, to, _)| (*from..=*to).contains(&status));
+        own.map_or_else(|| classify_status(status, has_retry_after), |(.., outcome)| *outcome)
+    }
+
+    /// Every status from 100 to 999 once, and 503 with a Retry-After.
+    pub fn table(&self) -> Vec<Line> {
+        let mut lines: Vec<Line> = Vec::new();
+        for default in RULES {
+            for status in default.from..=default.to {
+                let instead_of = self.0.iter().any(|(from, to, _)| (*from..=*to).contains(&status)).then_some(default.outcome);
+                let rule = Rule { from: status, to: status, outcome: self.classify(status, false), ..*default };
+                match lines.last_mut() {
+                    Some(last) if continues(last, &rule, instead_of) => last.rule.to = status,
+                    _ => lines.push(Line { rule, with_retry_after: false, instead_of }),
+                }
+                if status == 503 && instead_of.is_none() {
+                    let rule = Rule { outcome: Outcome::Throttled, reason: ASKED, ..rule };
+                    lines.push(Line { rule, with_retry_after: true, instead_of });
+                }
+            }
+        }
+        lines
+    }
+}
+
+/// Whether a status belongs to the line before it.
+fn continues(line: &Line, rule: &Rule, instead_of: Option<Outcome>) -> bool {
+    !line.with_retry_after && (line.rule.outcome, line.rule.reason, line.instead_of) == (rule.outcome, rule.reason, instead_of)
+}
+
+impl FailureKind {
+    /// Every kind.
+    pub const ALL: [FailureKind; 7] =
+        [Self::Dns, Self::Connect, Self::Tls, Self::Timeout, Self::Reset, Self::Protocol, Self::BadRequest];
+
+    /// For people: what happened, and why its class is what it is.
+    pub fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Dns => ("name does not resolve", "not sent"),
+            Self::Connect => ("no connection", "not sent"),
+            Self::Tls => ("TLS", "a certificate or a setting has to be changed; not sent, but for an alert after the handshake"),
+            Self::Timeout => ("no answer in time", "sent or not is unknown: the service may have taken it"),
+            Self::Reset => ("connection broke", "sent or not is unknown: the service may have taken it"),
+            Self::Protocol => ("answer is not HTTP", "sent or not is unknown"),
+            Self::BadRequest => ("URL cannot be used", "not sent"),
+        }
     }
 }
 
@@ -215,8 +382,82 @@ mod tests {
 
     #[test]
     fn a_status_out_of_range_is_tried_again() {
-        for status in (0..100).chain(600..=u16::MAX) {
+        for status in (0..100).chain(531..=u16::MAX) {
             assert_eq!(classify_status(status, false), Outcome::Retry, "{status}");
+        }
+    }
+
+    #[test]
+    fn the_rules_name_every_status_once_and_in_order() {
+        let mut next = 100;
+        for rule in RULES {
+            assert_eq!(rule.from, next, "{rule:?}");
+            assert!(rule.from <= rule.to && !rule.reason.is_empty() && rule.outcome != Outcome::Lost);
+            assert!((rule.from..=rule.to).all(|s| classify_status(s, false) == rule.outcome), "{rule:?}");
+            next = rule.to + 1;
+        }
+        assert_eq!(next, 1000);
+    }
+
+    fn overrides(lines: &[(&str, &str)]) -> Overrides {
+        let mut overrides = Overrides::default();
+        lines.iter().for_each(|(statuses, class)| overrides.add(statuses, class).expect("legal"));
+        overrides
+    }
+
+    #[test]
+    fn an_override_goes_before_the_rules_and_changes_nothing_else() {
+        let own = overrides(&[("409", "delivered"), ("520-530", "retry"), ("503", "down")]);
+        for status in 0..=u16::MAX {
+            for after in [false, true] {
+                let expected = match status {
+                    409 => Outcome::Delivered,
+                    520..=530 => Outcome::Retry,
+                    503 => Outcome::Down,
+                    _ => classify_status(status, after),
+                };
+                assert_eq!(own.classify(status, after), expected, "{status}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bad_override_is_refused_with_the_reason() {
+        for (statuses, class, part) in [
+            ("40", "retry", "a status from 200 to 999"),
+            ("199", "retry", "a status from 200 to 999"),
+            ("1000", "retry", "a status from 200 to 999"),
+            ("4xx", "retry", "a status from 200 to 999"),
+            ("+40", "retry", "a status from 200 to 999"),
+            ("400-", "retry", "a status from 200 to 999"),
+            ("400-402-404", "retry", "a status from 200 to 999"),
+            ("530-520", "retry", "\"520-530\""),
+            ("500", "ok", "is no class"),
+            ("500", "lost", "is no class"),
+            ("500", "", "is no class"),
+            ("505", "down", "another line"),
+            ("500-510", "down", "another line"),
+        ] {
+            let problem = overrides(&[("505-509", "retry")]).add(statuses, class).expect_err(statuses);
+            assert!(problem.contains(part), "{statuses}: {problem}");
+        }
+    }
+
+    #[test]
+    fn the_effective_table_shows_every_status_once_and_what_was_replaced() {
+        for own in [overrides(&[]), overrides(&[("409", "delivered"), ("503", "down")])] {
+            let mut next = 100;
+            for line in own.table().iter().filter(|line| !line.with_retry_after) {
+                assert_eq!(line.rule.from, next, "{line:?}");
+                for status in line.rule.from..=line.rule.to {
+                    assert_eq!(own.classify(status, false), line.rule.outcome, "{status}");
+                    assert_eq!(line.instead_of.is_some(), !own.0.is_empty() && [409, 503].contains(&status), "{status}");
+                }
+                next = line.rule.to + 1;
+            }
+            assert_eq!(next, 1000);
+            let asked = own.table().iter().filter(|line| line.with_retry_after).count();
+            assert_eq!(asked, usize::from(own.0.is_empty()));
         }
     }
 

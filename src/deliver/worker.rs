@@ -9,7 +9,7 @@ use super::acceptances::Acceptances;
 use crate::config::{Config, Current};
 use crate::core::backoff::Policy;
 use crate::core::fault::{Attempted, Next, decide, whose};
-use crate::core::outcome::{Outcome, Sent, classify_failure, classify_status, parse_retry_after};
+use crate::core::outcome::{Outcome, Overrides, Sent, classify_failure, parse_retry_after};
 use crate::core::text::{ERROR_MAX, clean_text};
 use crate::downstream::{Answer, Delivery, Transport};
 use crate::failpoint::failpoint;
@@ -81,7 +81,12 @@ impl Worker {
         let now = Instant::now();
         self.room.observe(answer.latency);
         let latency = answer.latency;
-        let (tried, retry_after) = judge(answer);
+        if let Some(note) = &answer.note
+            && let Some(more) = self.said.lock().unwrap_or_else(PoisonError::into_inner).admit(note, now)
+        {
+            log::warn!("{note}{more}");
+        }
+        let (tried, retry_after) = judge(answer, &self.config.get().downstream.outcomes);
         self.metrics.attempt_duration_seconds.observe(latency.as_secs_f64());
         self.metrics.attempts_total.with_label_values(&[tried.outcome.label()]).inc();
         if tried.sent == Sent::Unknown {
@@ -135,15 +140,17 @@ fn policy(config: &Config) -> Policy {
 }
 
 /// What an answer is, and what the service asked for.
-fn judge(answer: Answer) -> (Tried, Option<Duration>) {
+fn judge(answer: Answer, outcomes: &Overrides) -> (Tried, Option<Duration>) {
     let latency = answer.latency;
     match answer.result {
         Ok(response) => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
             let retry_after = response.retry_after.as_deref().and_then(|text| parse_retry_after(text, now));
             // One that says nothing is not there.
-            let outcome = classify_status(response.status, retry_after.is_some());
-            let tried = Tried { outcome, status: Some(response.status), sent: Sent::Yes, latency, error: response.text };
+            let outcome = outcomes.classify(response.status, retry_after.is_some());
+            // A status that counts as delivered by its operator's word is no error.
+            let error = response.text.filter(|_| outcome != Outcome::Delivered);
+            let tried = Tried { outcome, status: Some(response.status), sent: Sent::Yes, latency, error };
             (tried, retry_after)
         }
         Err(failure) => {

@@ -7,11 +7,12 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use ureq::Error;
-use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NativeTlsConnector, NextTimeout, Transport};
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
+use super::credentials::Keyring;
 use super::resolver::Addresses;
 
 /// What has happened since the request in hand began. One per agent; an agent is used by one thread, so the order of
@@ -26,6 +27,8 @@ pub(super) struct Watch {
     pub(super) cut: AtomicBool,
     /// Bytes of an answer have come.
     pub(super) read: AtomicBool,
+    /// What the connection being made was made of; see [`Generation`].
+    begun: AtomicU64,
 }
 
 impl Watch {
@@ -37,28 +40,37 @@ impl Watch {
     }
 }
 
+/// What connections are made of: addresses and credentials. When either has changed, older connections are not used again.
+#[derive(Clone)]
+pub(super) struct Generation {
+    pub(super) addresses: Addresses,
+    pub(super) keyring: Arc<Keyring>,
+}
+
+impl Generation {
+    /// Both only grow, so that the sum stays the same only while both do.
+    fn now(&self) -> u64 {
+        self.addresses.generation() + self.keyring.generation()
+    }
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Generation({})", self.now())
+    }
+}
+
 /// First link of the chain: it runs only when a new connection is made, and before anything is.
 #[derive(Debug)]
-pub(super) struct NoteFresh(pub(super) Arc<Watch>);
+pub(super) struct NoteFresh(pub(super) Arc<Watch>, pub(super) Generation);
 
 impl Connector<()> for NoteFresh {
     type Out = ();
 
     fn connect(&self, _: &ConnectionDetails, _: Option<()>) -> Result<Option<()>, Error> {
         self.0.fresh.store(true, Relaxed);
+        self.0.begun.store(self.1.now(), Relaxed);
         Ok(None)
-    }
-}
-
-/// One TLS set-up for all workers: loading the system's roots takes milliseconds and megabytes.
-#[derive(Debug, Clone)]
-pub(super) struct SharedTls(pub(super) Arc<NativeTlsConnector>);
-
-impl<In: Transport> Connector<In> for SharedTls {
-    type Out = <NativeTlsConnector as Connector<In>>::Out;
-
-    fn connect(&self, details: &ConnectionDetails, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
-        self.0.connect(details, chained)
     }
 }
 
@@ -66,7 +78,7 @@ impl<In: Transport> Connector<In> for SharedTls {
 #[derive(Debug)]
 pub(super) struct Watching {
     pub(super) watch: Arc<Watch>,
-    pub(super) addresses: Addresses,
+    pub(super) generation: Generation,
 }
 
 impl<In: Transport> Connector<In> for Watching {
@@ -76,8 +88,8 @@ impl<In: Transport> Connector<In> for Watching {
         Ok(chained.map(|inner| Watched {
             inner,
             watch: Arc::clone(&self.watch),
-            generation: self.addresses.generation(),
-            addresses: self.addresses.clone(),
+            begun: self.watch.begun.load(Relaxed),
+            generation: self.generation.clone(),
             cut: false,
         }))
     }
@@ -87,8 +99,8 @@ impl<In: Transport> Connector<In> for Watching {
 pub(super) struct Watched<T> {
     inner: T,
     watch: Arc<Watch>,
-    addresses: Addresses,
-    generation: u64,
+    generation: Generation,
+    begun: u64,
     cut: bool,
 }
 
@@ -126,7 +138,7 @@ impl<T: Transport> Transport for Watched<T> {
 
     /// Asked before a connection goes into the pool and before it comes out again.
     fn is_open(&mut self) -> bool {
-        !self.cut && self.generation == self.addresses.generation() && self.inner.is_open()
+        !self.cut && self.begun == self.generation.now() && self.inner.is_open()
     }
 
     fn is_tls(&self) -> bool {

@@ -7,6 +7,7 @@ use std::io;
 
 use ureq::{Error, Timeout};
 
+use super::tls::TlsFailure;
 use super::{Failure, FailureKind};
 use crate::core::outcome::Sent;
 use crate::core::text::{ERROR_MAX, clean_text};
@@ -34,7 +35,8 @@ fn kind(error: &Error, wrote: bool) -> FailureKind {
             }
         }
         Error::Io(e) => io_kind(e, wrote),
-        Error::Tls(_) | Error::Pem(_) | Error::NativeTls(_) | Error::Der(_) => FailureKind::Tls,
+        Error::Tls(_) => FailureKind::Tls,
+        Error::Other(e) if e.is::<TlsFailure>() => FailureKind::Tls,
         Error::BadUri(_)
         | Error::Http(_)
         | Error::InvalidProxyUrl
@@ -56,8 +58,6 @@ fn io_kind(error: &io::Error, wrote: bool) -> FailureKind {
     match error.kind() {
         ConnectionRefused | HostUnreachable | NetworkUnreachable | NetworkDown | AddrNotAvailable => FailureKind::Connect,
         TimedOut | WouldBlock if wrote => FailureKind::Timeout,
-        // What OpenSSL says after the handshake, an alert for one.
-        Other => FailureKind::Tls,
         // Before a byte was written, whatever the operating system says, there was no usable connection.
         _ if !wrote => FailureKind::Connect,
         _ => FailureKind::Reset,
@@ -73,9 +73,14 @@ fn sentence(error: &Error, wrote: bool, lookup: Option<String>) -> String {
         },
         Error::Timeout(_) if wrote => "no answer within downstream.timeout".into(),
         Error::Timeout(_) => "no connection in time".into(),
-        Error::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => "the connection was closed without an answer".into(),
+        Error::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof && wrote => "the connection was closed without an answer".into(),
+        Error::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => "the connection was closed during the handshake".into(),
         Error::Io(e) => e.to_string(),
-        Error::BadUri(_) => "downstream.url cannot be used".into(),
+        Error::BadUri(_) => match lookup {
+            Some(why) => format!("downstream.url cannot be used: {why}"),
+            None => "downstream.url cannot be used".into(),
+        },
+        Error::Other(e) if e.is::<TlsFailure>() => e.to_string(),
         Error::RequireHttpsOnly(_) | Error::TlsRequired => "the connection must use TLS".into(),
         Error::LargeResponseHeader(_, max) => format!("the answer's head is larger than {max} bytes"),
         other => other.to_string(),
@@ -87,9 +92,8 @@ mod tests {
     use super::*;
     use FailureKind as K;
 
-    /// Every variant of ureq 3.5.2 with the features that are on here, except those that cannot be made without naming
-    /// other crates: `Protocol` and `NativeTls` come from real servers in the transport's tests; `Pem` and `Der` belong
-    /// to client certificates.
+    /// Every variant of ureq 3.5.2 with the features that are on here, except `Protocol`, which cannot be made without naming
+    /// another crate: real servers bring it forth in the transport's tests.
     fn errors() -> Vec<(Error, FailureKind, FailureKind)> {
         let io = |kind: io::ErrorKind| Error::Io(kind.into());
         let no_uri = ureq::http::Uri::try_from("\0").expect_err("no URI");
@@ -119,8 +123,8 @@ mod tests {
             (io(io::ErrorKind::NotConnected), K::Connect, K::Reset),
             // EMFILE: no descriptor left.
             (Error::Io(io::Error::from_raw_os_error(24)), K::Connect, K::Reset),
-            (Error::Io(io::Error::other("a TLS alert")), K::Tls, K::Tls),
             (Error::Tls("no"), K::Tls, K::Tls),
+            (Error::Other(Box::new(TlsFailure("an alert".into()))), K::Tls, K::Tls),
             (Error::LargeResponseHeader(2, 1), K::Protocol, K::Protocol),
             (Error::BodyStalled, K::Protocol, K::Protocol),
             (Error::Other("x".into()), K::Protocol, K::Protocol),

@@ -8,10 +8,12 @@ use std::time::Duration;
 use crate::core::outcome::Sent;
 
 mod connection;
+mod credentials;
 mod failure;
 mod probe;
 mod request;
 mod resolver;
+mod tls;
 mod transport;
 
 pub use crate::core::outcome::FailureKind;
@@ -42,6 +44,8 @@ pub struct Answer {
     pub result: Result<Response, Failure>,
     /// From before the connection was taken to the end of the exchange.
     pub latency: Duration,
+    /// What somebody should know beside the answer: the files with our secrets were read again, and how that went.
+    pub note: Option<String>,
 }
 
 /// The response as far as it matters.

@@ -2,11 +2,12 @@
 
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::AtomicI64;
 
-use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
 use ureq::http::Uri;
 
+use super::credentials::Keyring;
+use super::tls::Tls;
 use crate::config;
 
 /// Where it was connected to.
@@ -38,34 +39,20 @@ pub fn probe(config: &config::Downstream) -> Result<String, String> {
                 .set_read_timeout(Some(config.connect_timeout))
                 .and_then(|()| socket.set_write_timeout(Some(config.connect_timeout)));
             timeouts.map_err(|e| format!("{shown}: {}", words(&e)))?;
-            shake_hands(host, socket).map_err(|why| format!("{shown}: {why}"))?;
+            shake_hands(config, host, socket).map_err(|why| format!("{shown}: {why}"))?;
         }
         return Ok(format!("{shown} ({address})"));
     }
     Err(last)
 }
 
-fn shake_hands(host: &str, socket: TcpStream) -> Result<(), String> {
-    let internal = |e: openssl::error::ErrorStack| format!("OpenSSL: {e}");
-    let verdict = Arc::new(AtomicI32::new(0));
-    let mut ssl = SslConnector::builder(SslMethod::tls_client()).map_err(internal)?.build().configure().map_err(internal)?;
-    let seen = Arc::clone(&verdict);
-    ssl.set_verify_callback(SslVerifyMode::PEER, move |accepted, context| {
-        if !accepted {
-            seen.store(context.error().as_raw(), Ordering::Relaxed);
-        }
-        accepted
-    });
-    match ssl.connect(host, socket) {
+fn shake_hands(config: &config::Downstream, host: &str, socket: TcpStream) -> Result<(), String> {
+    let keyring = Arc::new(Keyring::new(&config.security, true)?);
+    let tls = Tls { keyring, service_expiry: Arc::new(AtomicI64::new(0)) };
+    match tls.shake_hands(host, socket) {
         Ok(_) => Ok(()),
-        // X509_V_ERR_* of x509_vfy.h.
-        Err(_) => Err(match verdict.load(Ordering::Relaxed) {
-            0 => "the TLS handshake failed: is it an https port?",
-            9 => "its certificate is not valid yet: is one of the clocks wrong?",
-            10 => "its certificate has expired",
-            62..=64 => "its certificate is for another host name",
-            _ => "no CA that is trusted here has signed its certificate",
-        }
-        .to_owned()),
+        Err(ureq::Error::Io(e)) => Err(format!("the TLS handshake broke off ({e}): is it an https port?")),
+        Err(ureq::Error::Other(why)) => Err(why.to_string()),
+        Err(other) => Err(other.to_string()),
     }
 }

@@ -1,13 +1,17 @@
 //! The request of a delivery (README.md): method, URL and headers. The body is the stored bytes, untouched.
 //!
 //! A record's headers come from anybody who may write to the topic, so they get no say in the framing of the request:
-//! only names that the configuration lists are passed on, only values of visible ASCII, and 8 kB of them at most.
+//! only names that the configuration lists are passed on, only values of visible ASCII, and 8 kB of them at most. What does
+//! not fit is left out, and the request is sent without it: a header that was cut or encoded would say something else. The
+//! two that must always be there, the id and the source, are encoded (`core::idempotency`); a content type that cannot be
+//! one is replaced by the configured one, and a trace that is none by a new one.
 
 use anyhow::{Context, bail, ensure};
 use ureq::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
 use ureq::http::{HeaderMap, Method, Request, Uri};
 
 use super::Delivery;
+use super::credentials::Credentials;
 use crate::config::{self, IdempotencyFormat};
 use crate::core::idempotency;
 
@@ -21,6 +25,9 @@ const ATTEMPT: HeaderName = HeaderName::from_static("txrelay-attempt");
 const SOURCE: HeaderName = HeaderName::from_static("txrelay-source");
 const FIRST_RECEIVED: HeaderName = HeaderName::from_static("txrelay-first-received");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Names that decide where a request ends or where it goes; nobody but the HTTP library sets them.
@@ -93,8 +100,15 @@ impl Template {
         })
     }
 
-    /// The request of a delivery. `trace` is 24 random bytes, used where the record brings no valid `traceparent`.
-    pub(super) fn request<'a>(&self, delivery: &Delivery<'a>, trace: [u8; 24]) -> Request<&'a [u8]> {
+    /// The request of a delivery. `trace` is 24 random bytes, used where the record brings no valid `traceparent`; `now` is the
+    /// time that is signed, in seconds since the epoch.
+    pub(super) fn request<'a>(
+        &self,
+        delivery: &Delivery<'a>,
+        trace: [u8; 24],
+        credentials: &Credentials,
+        now: u64,
+    ) -> Request<&'a [u8]> {
         let mut request = Request::new(delivery.payload);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
@@ -118,6 +132,7 @@ impl Template {
             headers.remove(TRACESTATE);
             headers.insert(TRACEPARENT, ascii(new_traceparent(trace)));
         }
+        guard(headers, delivery, credentials, now);
         request
     }
 
@@ -148,15 +163,33 @@ impl Template {
     }
 }
 
+/// Who we are, and that the request is ours. Last, so that nothing else can stand in these places.
+fn guard(headers: &mut HeaderMap, delivery: &Delivery<'_>, credentials: &Credentials, now: u64) {
+    if let Some((name, value)) = &credentials.header {
+        headers.insert(name.clone(), value.clone());
+    }
+    if credentials.signs() {
+        let (id, timestamp) = (idempotency::webhook_id(delivery.transaction_id), now.to_string());
+        let signature = credentials.signature(&id, &timestamp, delivery.payload);
+        headers.insert(WEBHOOK_ID, ascii(id));
+        headers.insert(WEBHOOK_TIMESTAMP, ascii(timestamp));
+        headers.insert(WEBHOOK_SIGNATURE, signature);
+    }
+}
+
 fn name(key: &str, name: &str) -> anyhow::Result<HeaderName> {
     let header = HeaderName::from_bytes(name.as_bytes()).with_context(|| format!("{key}: {name:?} is not a header name"))?;
     ensure!(!FRAMING.contains(&header.as_str()), "{key}: {header} belongs to the connection and cannot be set");
     Ok(header)
 }
 
-/// A header's value of visible ASCII, spaces and tabs, without white space around it; not empty.
+/// A header's value of visible ASCII, spaces and tabs, without these two around it; not empty. A line break at the end is no
+/// blank that may be cut: what holds one is not a header's value.
 fn visible(bytes: &[u8]) -> Option<HeaderValue> {
-    let bytes = bytes.trim_ascii();
+    let is_blank = |b: &u8| matches!(b, b' ' | b'\t');
+    let start = bytes.iter().position(|b| !is_blank(b)).unwrap_or(bytes.len());
+    let end = bytes.iter().rposition(|b| !is_blank(b)).map_or(start, |n| n + 1);
+    let bytes = &bytes[start..end];
     let legal = !bytes.is_empty() && bytes.iter().all(|b| matches!(b, b'\t' | b' '..=b'~'));
     if legal { HeaderValue::from_bytes(bytes).ok() } else { None }
 }

@@ -20,8 +20,16 @@ pub(in crate::downstream) fn config(url: &str) -> config::Downstream {
         forward_headers: vec!["traceparent".into(), "tracestate".into(), "X-Origin".into()],
         headers: vec![("X-Fixed".into(), "yes".into())],
         keep_answer: 1024,
+        security: config::Security::default(),
+        outcomes: crate::core::outcome::Overrides::default(),
     }
 }
+
+fn nobody() -> std::sync::Arc<Credentials> {
+    crate::downstream::credentials::Keyring::new(&config::Security::default(), false).expect("nothing to read").get()
+}
+
+const NOW: u64 = 1_700_000_000;
 
 const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
 
@@ -39,7 +47,7 @@ fn headers_of(record: &[(&str, Option<&[u8]>)]) -> HeaderMap {
         received_at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_007),
         attempt: 2,
     };
-    template().request(&delivery, [0; 24]).headers().clone()
+    template().request(&delivery, [0; 24], &nobody(), NOW).headers().clone()
 }
 
 #[track_caller]
@@ -72,7 +80,7 @@ fn a_request_says_what_the_interface_promises() {
         received_at: SystemTime::UNIX_EPOCH,
         attempt: 1,
     };
-    let request = Template::new(&quoted).expect("legal").request(&delivery, [7; 24]);
+    let request = Template::new(&quoted).expect("legal").request(&delivery, [7; 24], &nobody(), NOW);
     check(request.headers(), "idempotency-key", &["\"a%22b\""]);
     assert_eq!((request.method(), *request.body()), (&Method::PUT, &b"\0\xffraw"[..]));
 }
@@ -165,6 +173,9 @@ fn what_cannot_be_sent_is_refused_at_start() {
     refuse(|c| c.content_type = "a\nb".into(), "downstream.content_type");
 }
 
+/// Loading the system's trust store takes milliseconds.
+static NOBODY: std::sync::LazyLock<std::sync::Arc<Credentials>> = std::sync::LazyLock::new(nobody);
+
 proptest! {
     #[test]
     fn every_new_trace_is_valid(random: [u8; 24]) {
@@ -188,7 +199,7 @@ proptest! {
             received_at: SystemTime::now(),
             attempt: 1,
         };
-        let request = template().request(&delivery, [1; 24]);
+        let request = template().request(&delivery, [1; 24], &NOBODY, NOW);
         let known = ["idempotency-key", "txrelay-attempt", "txrelay-source", "txrelay-first-received", "content-type",
             "user-agent", "x-fixed", "traceparent", "tracestate", "x-origin"];
         for (name, value) in request.headers() {

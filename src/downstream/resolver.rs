@@ -5,6 +5,9 @@
 //! answers from memory. One thread looks the name up every 30 s and when asked after a failed connect; while a look-up
 //! fails or hangs, the old addresses stay. The thread ends when the last user is gone (a look-up that hangs in
 //! `getaddrinfo` cannot be interrupted, so nobody waits for it).
+//!
+//! Every connection is made to an address that comes out of here, so this is where addresses are refused that nothing is sent
+//! to (`core::address`), whatever name leads there. A URL that names this machine leads to this machine only.
 
 use std::fmt;
 use std::io;
@@ -19,6 +22,8 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
+use crate::config::is_loopback;
+use crate::core::address::forbidden;
 use crate::core::text::clean_text;
 
 /// Between two look-ups that nobody asked for.
@@ -42,8 +47,18 @@ pub(super) struct Addresses {
     ask: Option<Sender<()>>,
 }
 
+/// Why a look-up gave no address.
+enum LookupError {
+    /// It failed.
+    Failed(String),
+    /// It gave only addresses that nothing is sent to.
+    Forbidden(String),
+}
+
 /// What the workers and the thread share.
 struct Known {
+    /// The URL names this machine.
+    is_loopback: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -55,7 +70,7 @@ struct State {
     generation: u64,
     /// When the last look-up ended, and how if it failed.
     looked_up: Option<Instant>,
-    error: Option<String>,
+    error: Option<LookupError>,
     /// Look-ups that ended.
     n_lookups: u64,
 }
@@ -69,10 +84,10 @@ impl Addresses {
     pub(super) fn with_lookup(uri: &Uri, lookup: Lookup) -> anyhow::Result<Self> {
         let host = uri.host().context("downstream.url: without a host")?;
         let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("http") { 80 } else { 443 });
-        let known = Arc::new(Known { state: Mutex::default(), changed: Condvar::new() });
+        let known = Arc::new(Known { is_loopback: is_loopback(host), state: Mutex::default(), changed: Condvar::new() });
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         if let Ok(ip) = bare.parse::<IpAddr>() {
-            known.lock().addresses.push(SocketAddr::new(ip, port));
+            known.learn(Ok(vec![SocketAddr::new(ip, port)]));
             return Ok(Self { known, ask: None });
         }
         // One question is enough: its answer serves everybody.
@@ -100,7 +115,10 @@ impl Addresses {
 
     /// What the last look-up failed with, for people.
     pub(super) fn last_error(&self) -> Option<String> {
-        self.known.lock().error.clone()
+        match &self.known.lock().error {
+            Some(LookupError::Failed(text) | LookupError::Forbidden(text)) => Some(text.clone()),
+            None => None,
+        }
     }
 
     /// The addresses; waits for the first ones up to `timeout`. `Ok` is never empty.
@@ -109,7 +127,7 @@ impl Addresses {
         if state.addresses.is_empty() {
             let failed_now = state.looked_up.is_some_and(|at| at.elapsed() < QUIET_AFTER_LOOKUP);
             if failed_now || self.ask.is_none() {
-                return Err(ureq::Error::HostNotFound);
+                return Err(state.failure());
             }
             self.refresh();
             let before = state.n_lookups;
@@ -120,10 +138,17 @@ impl Addresses {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
-        match (state.addresses.is_empty(), state.error.is_some()) {
-            (false, _) => Ok(state.addresses.clone()),
-            (true, true) => Err(ureq::Error::HostNotFound),
-            (true, false) => Err(ureq::Error::Timeout(ureq::Timeout::Resolve)),
+        if state.addresses.is_empty() { Err(state.failure()) } else { Ok(state.addresses.clone()) }
+    }
+}
+
+impl State {
+    /// Why there are no addresses.
+    fn failure(&self) -> ureq::Error {
+        match &self.error {
+            Some(LookupError::Failed(_)) => ureq::Error::HostNotFound,
+            Some(LookupError::Forbidden(_)) => ureq::Error::BadUri(String::new()),
+            None => ureq::Error::Timeout(ureq::Timeout::Resolve),
         }
     }
 }
@@ -138,20 +163,35 @@ impl Known {
         let mut state = self.lock();
         state.looked_up = Some(Instant::now());
         state.n_lookups += 1;
-        match found {
-            Ok(mut addresses) if !addresses.is_empty() => {
-                addresses.truncate(ADDRESSES_MAX);
+        match found.map_err(|e| LookupError::Failed(clean_text(e.to_string().as_bytes(), 200))).and_then(|all| self.allowed(all))
+        {
+            Ok(addresses) => {
                 if state.addresses.iter().any(|old| !addresses.contains(old)) {
                     state.generation += 1;
                 }
                 state.addresses = addresses;
                 state.error = None;
             }
-            Ok(_) => state.error = Some("no address".into()),
-            Err(e) => state.error = Some(clean_text(e.to_string().as_bytes(), 200)),
+            Err(error) => state.error = Some(error),
         }
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// Those that may be connected to; at least one.
+    fn allowed(&self, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, LookupError> {
+        let mut refused = LookupError::Failed("no address".into());
+        let mut allowed = Vec::new();
+        for address in found {
+            let ip = address.ip();
+            let elsewhere = (self.is_loopback && !ip.is_loopback()).then_some("another machine, and it should be this one");
+            match forbidden(ip).or(elsewhere) {
+                None => allowed.push(address),
+                Some(why) => refused = LookupError::Forbidden(format!("it leads to {ip}: {why}")),
+            }
+        }
+        allowed.truncate(ADDRESSES_MAX);
+        if allowed.is_empty() { Err(refused) } else { Ok(allowed) }
     }
 }
 

@@ -74,7 +74,7 @@ fn a_name_that_does_not_resolve_says_so_without_a_flood_of_lookups() {
 
 #[test]
 fn old_addresses_stay_while_a_refresh_fails_and_a_gone_one_ends_its_connections() {
-    let known = Known { state: Mutex::default(), changed: Condvar::new() };
+    let known = Known { is_loopback: false, state: Mutex::default(), changed: Condvar::new() };
     known.learn(Ok(vec![at(1), at(2)]));
     known.learn(Err(io::Error::other("timed out")));
     known.learn(Ok(vec![]));
@@ -89,6 +89,35 @@ fn old_addresses_stay_while_a_refresh_fails_and_a_gone_one_ends_its_connections(
     assert_eq!(now(), (vec![at(3), at(1)], 1));
     known.learn(Ok((0..40).map(at).collect()));
     assert_eq!(now().0.len(), ADDRESSES_MAX);
+}
+
+#[test]
+fn nothing_is_sent_to_a_metadata_service_whatever_name_leads_there() {
+    let metadata = SocketAddr::from(([169, 254, 169, 254], 443));
+    let a = addresses(move || Ok(vec![metadata]));
+    assert!(matches!(a.wait(TEN_TIMES), Err(ureq::Error::BadUri(_))));
+    assert!(a.last_error().is_some_and(|why| why.contains("169.254.169.254: link-local")), "{:?}", a.last_error());
+    let mapped = "[::ffff:169.254.169.254]:443".parse().expect("an address");
+    let a = addresses(move || Ok(vec![metadata, at(1), mapped]));
+    assert_eq!(a.wait(TEN_TIMES).expect("one is left"), [at(1)]);
+    // And not to a literal one either, should one get here.
+    let a = Addresses::of(&Uri::from_static("http://[fe80::1]/")).expect("made");
+    assert!(matches!(a.wait(Duration::ZERO), Err(ureq::Error::BadUri(_))));
+}
+
+#[test]
+fn a_name_that_is_rebound_to_a_forbidden_address_keeps_its_old_one() {
+    let known = Known { is_loopback: false, state: Mutex::default(), changed: Condvar::new() };
+    known.learn(Ok(vec![at(1)]));
+    known.learn(Ok(vec![SocketAddr::from(([0, 0, 0, 0], 443))]));
+    assert_eq!(known.lock().addresses, [at(1)]);
+}
+
+#[test]
+fn a_url_that_names_this_machine_leads_nowhere_else() {
+    let url = Uri::from_static("http://localhost:80/");
+    let a = Addresses::with_lookup(&url, Box::new(|_, _| Ok(vec![at(1)]))).expect("made");
+    assert!(matches!(a.wait(TEN_TIMES), Err(ureq::Error::BadUri(_))));
 }
 
 #[test]

@@ -6,20 +6,21 @@
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ureq::Agent;
 use ureq::config::{AutoHeaderValue, Config};
 use ureq::http::header::RETRY_AFTER;
 use ureq::http::{self, Request};
-use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
-use ureq::unversioned::transport::{Connector, NativeTlsConnector, TcpConnector};
+use ureq::unversioned::transport::{Connector, TcpConnector};
 
-use super::connection::{NoteFresh, SharedTls, Watch, Watching};
+use super::connection::{Generation, NoteFresh, Watch, Watching};
+use super::credentials::{Credentials, Keyring};
 use super::failure::failure;
 use super::request::Template;
 use super::resolver::Addresses;
+use super::tls::Tls;
 use super::{Answer, Delivery, Failure, FailureKind, Response, Transport};
 use crate::config;
 use crate::core::outcome::Sent;
@@ -35,6 +36,7 @@ const BODY_MAX: usize = 64 * 1024;
 const RETRY_AFTER_TEXT_MAX: usize = 64;
 
 /// The service, as all workers share it.
+#[derive(Clone)]
 pub struct Service {
     shared: Arc<Shared>,
 }
@@ -42,32 +44,52 @@ pub struct Service {
 struct Shared {
     template: Template,
     addresses: Addresses,
-    tls: SharedTls,
+    keyring: Arc<Keyring>,
+    tls: Tls,
     agent: Config,
     timeout: Duration,
     keep_answer: usize,
 }
 
 impl Service {
-    /// Fails on what cannot be sent at all (see `request`); says nothing about whether the service is there. For a host
-    /// name it starts the thread `resolver`, which ends with the last transport.
+    /// Fails on what cannot be sent at all (see `request`) and on files of secrets that cannot be used; says nothing about
+    /// whether the service is there. For a host name it starts the thread `resolver`, which ends with the last user of it all.
     pub fn new(config: &config::Downstream) -> anyhow::Result<Self> {
         let template = Template::new(config)?;
         let addresses = Addresses::of(&template.uri)?;
-        Ok(Self::with(config, template, addresses))
+        Self::with(config, template, addresses)
     }
 
-    fn with(config: &config::Downstream, template: Template, addresses: Addresses) -> Self {
-        let agent = agent_config(config, template.uri.scheme_str() == Some("https"));
+    fn with(config: &config::Downstream, template: Template, addresses: Addresses) -> anyhow::Result<Self> {
+        let https = template.uri.scheme_str() == Some("https");
+        let keyring = Arc::new(Keyring::new(&config.security, https).map_err(anyhow::Error::msg)?);
+        let agent = agent_config(config, https);
         let shared = Shared {
             template,
             addresses,
-            tls: SharedTls(Arc::new(NativeTlsConnector::default())),
+            tls: Tls { keyring: Arc::clone(&keyring), service_expiry: Arc::new(AtomicI64::new(0)) },
+            keyring,
             agent,
             timeout: config.timeout,
             keep_answer: config.keep_answer,
         };
-        Self { shared: Arc::new(shared) }
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Reads the files of `[downstream.auth]`, `tls` and `signing` again. `Ok(true)`: they hold something else now, and it is
+    /// used from the next request on.
+    ///
+    /// # Errors
+    /// One sentence, without any of their content; the old ones stay.
+    pub fn read_secrets_again(&self) -> Result<bool, String> {
+        self.shared.keyring.read_again()
+    }
+
+    /// When the first certificate of the chain that the service showed last, or our own, ends: seconds since the epoch. `None`:
+    /// none has been seen.
+    pub fn certificate_expires_at(&self) -> Option<i64> {
+        let seen = Some(self.shared.tls.service_expiry.load(Relaxed)).filter(|at| *at != 0);
+        seen.into_iter().chain(self.shared.keyring.get().own_expiry).min()
     }
 
     /// For one worker thread.
@@ -98,8 +120,6 @@ fn agent_config(config: &config::Downstream, https: bool) -> Config {
         .user_agent(AutoHeaderValue::None)
         .accept(AutoHeaderValue::None)
         .accept_encoding(AutoHeaderValue::None)
-        // The roots are the system's; the default is a list compiled into ureq. Host names are verified either way.
-        .tls_config(TlsConfig::builder().provider(TlsProvider::NativeTls).root_certs(RootCerts::PlatformVerifier).build())
         .build()
 }
 
@@ -119,16 +139,18 @@ impl UreqTransport {
 
     fn exchange(&self, delivery: &Delivery<'_>, start: Instant) -> Result<Response, Failure> {
         let trace = rand::random();
-        match self.once(self.shared.template.request(delivery, trace)) {
+        let credentials = self.shared.keyring.get();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let request = || self.shared.template.request(delivery, trace, &credentials, now);
+        match self.once(request(), &credentials) {
             Err((failure, true)) => {
                 let left = self.shared.timeout.saturating_sub(start.elapsed());
                 if left.is_zero() {
                     return Err(failure);
                 }
                 // The pool held one connection and that one is gone, so this one is fresh.
-                let again = self.shared.template.request(delivery, trace);
-                let again = self.agent.configure_request(again).timeout_global(Some(left)).build();
-                self.once(again).map_err(|(failure, _)| Failure { sent: Sent::Unknown, ..failure })
+                let again = self.agent.configure_request(request()).timeout_global(Some(left)).build();
+                self.once(again, &credentials).map_err(|(failure, _)| Failure { sent: Sent::Unknown, ..failure })
             }
             result => result.map_err(|(failure, _)| failure),
         }
@@ -136,7 +158,7 @@ impl UreqTransport {
 
     /// One request. With a failure comes whether it may be sent again at once: a reused connection broke before any byte
     /// of an answer, as it does when the service closes an idle connection at the moment we use it.
-    fn once(&self, request: Request<&[u8]>) -> Result<Response, (Failure, bool)> {
+    fn once(&self, request: Request<&[u8]>, credentials: &Credentials) -> Result<Response, (Failure, bool)> {
         self.watch.reset();
         let result = self.agent.run(request);
         let wrote = self.watch.wrote.load(Relaxed);
@@ -146,7 +168,7 @@ impl UreqTransport {
                 let text = format!("answered {} before it had the whole request", response.status().as_u16());
                 Err((Failure { kind: FailureKind::Reset, sent: Sent::Unknown, text }, false))
             }
-            Ok(response) => Ok(read_response(response, self.shared.keep_answer)),
+            Ok(response) => Ok(read_response(response, self.shared.keep_answer, credentials)),
             Err(error) => {
                 let failure = failure(&error, wrote, self.shared.addresses.last_error());
                 let reused = !self.watch.fresh.load(Relaxed);
@@ -161,11 +183,28 @@ impl UreqTransport {
 }
 
 fn agent(shared: &Shared, watch: &Arc<Watch>) -> Agent {
-    let chain = NoteFresh(Arc::clone(watch))
+    let generation = Generation { addresses: shared.addresses.clone(), keyring: Arc::clone(&shared.keyring) };
+    let chain = NoteFresh(Arc::clone(watch), generation.clone())
         .chain(TcpConnector::default())
         .chain(shared.tls.clone())
-        .chain(Watching { watch: Arc::clone(watch), addresses: shared.addresses.clone() });
+        .chain(Watching { watch: Arc::clone(watch), generation });
     Agent::with_parts(shared.agent.clone(), chain, shared.addresses.clone())
+}
+
+/// After a refusal that new secrets may heal, their files are read again; what that changed, for people.
+fn look_for_new_secrets(keyring: &Keyring, result: &Result<Response, Failure>) -> Option<String> {
+    let cause = match result {
+        Ok(response) if response.status == 401 => "a 401",
+        Err(failure) if failure.kind == FailureKind::Tls => "a failure of TLS",
+        // A service that does not accept our certificate may break the connection before its alert is read.
+        Err(failure) if failure.kind == FailureKind::Reset && keyring.get().own_expiry.is_some() => "a connection that broke",
+        _ => return None,
+    };
+    match keyring.read_after_refusal()? {
+        Ok(false) => None,
+        Ok(true) => Some(format!("the files with the secrets for the service hold new ones, read after {cause}")),
+        Err(problem) => Some(format!("{problem} (read again after {cause}; what was read before stays in use)")),
+    }
 }
 
 impl Transport for UreqTransport {
@@ -178,18 +217,21 @@ impl Transport for UreqTransport {
             self.agent = agent(&self.shared, &self.watch);
             Err(Failure { kind: FailureKind::Protocol, sent, text: "the HTTP client panicked".into() })
         });
-        Answer { result, latency: start.elapsed() }
+        let latency = start.elapsed();
+        let note = look_for_new_secrets(&self.shared.keyring, &result);
+        Answer { result, latency, note }
     }
 }
 
 /// Reads what is kept of the body and, so that the connection can be used again, the rest of a short one. The status has
 /// decided already: a body that breaks off or does not end in time changes nothing.
-fn read_response(response: http::Response<ureq::Body>, keep_answer: usize) -> Response {
+fn read_response(response: http::Response<ureq::Body>, keep_answer: usize, credentials: &Credentials) -> Response {
     let (head, body) = response.into_parts();
     let retry_after = head.headers.get(RETRY_AFTER).map(|v| clean_text(v.as_bytes(), RETRY_AFTER_TEXT_MAX));
-    let keep = if head.status.is_success() { 0 } else { keep_answer };
-    let kept = read_body(body.into_reader(), keep);
-    let text = (!kept.is_empty()).then(|| clean_text(&kept, keep));
+    let keep = if head.status.is_success() || keep_answer == 0 { 0 } else { keep_answer + credentials.longest_hidden() };
+    let mut kept = read_body(body.into_reader(), keep);
+    credentials.redact(&mut kept);
+    let text = (!kept.is_empty()).then(|| clean_text(&kept, keep_answer));
     Response { status: head.status.as_u16(), retry_after, text }
 }
 

@@ -8,8 +8,12 @@ use std::thread;
 use std::time::SystemTime;
 
 use crossbeam_channel::{Receiver, Sender};
+use openssl::ssl::{Ssl, SslStream};
+use rustix::net::sockopt::set_tcp_cork;
 
 use super::*;
+use crate::config::tests::Folder;
+use crate::config::tests::certificates::{Authority, write_private};
 use crate::downstream::request::tests::config;
 
 /// One connection, as the service sees it.
@@ -304,7 +308,7 @@ fn a_name_that_does_not_resolve_was_not_sent() {
     let template = Template::new(&config).expect("legal");
     let lookup = Box::new(|_: &str, _| Err(std::io::Error::other("no such host")));
     let addresses = Addresses::with_lookup(&template.uri, lookup).expect("the thread starts");
-    let mut client = UreqTransport::new(Service::with(&config, template, addresses).shared);
+    let mut client = UreqTransport::new(Service::with(&config, template, addresses).expect("legal").shared);
     let answer = send(&mut client);
     assert_eq!(answer.result.as_ref().expect_err("no name").text, "the host name does not resolve: no such host");
     check_failure(answer, FailureKind::Dns, Sent::No);
@@ -502,4 +506,149 @@ fn a_panic_in_the_client_is_a_failure_and_the_next_request_works() {
     client.agent = Agent::with_parts(client.shared.agent.clone(), Panics, client.shared.addresses.clone());
     check_failure(send(&mut client), FailureKind::Protocol, Sent::No);
     assert_eq!(status(&send(&mut client)), 200);
+}
+
+#[test]
+fn new_secrets_are_used_from_the_next_request_on_and_over_a_new_connection() {
+    let folder = Folder::new();
+    let file = folder.path().join("token");
+    write_private(&file, b"one");
+    let (url, sees) = always(OK);
+    let mut client = client_with(&url, |c| c.security.auth = config::Auth::Bearer(file.display().to_string()));
+    assert_eq!(status(&send(&mut client)), 200);
+    assert_eq!(status(&send(&mut client)), 200);
+    write_private(&file, b"two");
+    assert_eq!(client.shared.keyring.read_again(), Ok(true));
+    assert_eq!(status(&send(&mut client)), 200);
+    let sent: Vec<(usize, bool)> =
+        sees.try_iter().map(|(n, request)| (n, request.contains("authorization: Bearer two"))).collect();
+    assert_eq!(sent, [(0, false), (0, false), (1, true)]);
+}
+
+/// A service with TLS that the client trusts.
+fn secured(
+    folder: &Folder,
+    serve: impl Fn(&mut SslStream<TcpStream>) + Send + Sync + 'static,
+) -> (UreqTransport, Receiver<(usize, String)>) {
+    let authority = Authority::new("CA");
+    let acceptor = Authority::acceptor(&authority.issue("localhost", false, folder.path(), "server"), None);
+    let (url, sees) = service(move |peer| {
+        let (n, seen) = (peer.n_connection, peer.seen.clone());
+        let ssl = Ssl::new(acceptor.context()).expect("a connection");
+        let mut stream = SslStream::new(ssl, peer.stream.into_inner()).expect("a stream");
+        if stream.accept().is_ok() {
+            let _ = seen.send((n, String::new()));
+            serve(&mut stream);
+        }
+    });
+    let ca = authority.write(&folder.path().join("ca.crt")).display().to_string();
+    let url = url.replace("http://127.0.0.1", "https://localhost");
+    let client = client_with(&url, |c| c.security.tls.ca = Some(ca));
+    (client, sees)
+}
+
+fn read_request(stream: &mut SslStream<TcpStream>) -> bool {
+    let mut seen = Vec::new();
+    let mut byte = [0];
+    while !seen.ends_with(b"\r\n\r\n{\"amount\":1}") {
+        match stream.read(&mut byte) {
+            Ok(1) => seen.push(byte[0]),
+            _ => return false,
+        }
+    }
+    true
+}
+
+#[test]
+fn requests_over_tls_share_a_connection() {
+    let folder = Folder::new();
+    let (mut client, sees) = secured(&folder, |stream| {
+        while read_request(stream) {
+            stream.write_all(OK.as_bytes()).expect("written");
+        }
+    });
+    for _ in 0..20 {
+        assert_eq!(status(&send(&mut client)), 200);
+    }
+    assert_eq!(sees.try_iter().count(), 1);
+}
+
+#[test]
+fn a_reused_connection_over_tls_that_ends_before_the_answer_is_made_good_once() {
+    let folder = Folder::new();
+    let (mut client, sees) = secured(&folder, |stream| {
+        read_request(stream);
+        stream.write_all(OK.as_bytes()).expect("written");
+        read_request(stream);
+    });
+    for _ in 0..3 {
+        assert_eq!(status(&send(&mut client)), 200);
+    }
+    assert_eq!(sees.try_iter().count(), 3);
+}
+
+/// Two records of TLS: one is read as the answer, the other would lie in a buffer until the next request.
+#[test]
+fn leftovers_of_one_answer_over_tls_are_never_the_next_one() {
+    let folder = Folder::new();
+    let (mut client, sees) = secured(&folder, |stream| {
+        let ghost = "HTTP/1.1 200 Ghost\r\nContent-Length: 0\r\n\r\n";
+        while read_request(stream) {
+            // In one segment, so that both are in the client's buffer when it reads.
+            let cork = |stream: &SslStream<TcpStream>, on| set_tcp_cork(stream.get_ref(), on).expect("a socket");
+            cork(stream, true);
+            let both = stream.write_all(OK.as_bytes()).and_then(|()| stream.write_all(ghost.as_bytes()));
+            cork(stream, false);
+            if both.is_err() {
+                return;
+            }
+        }
+    });
+    for _ in 0..10 {
+        assert_eq!(status(&send(&mut client)), 200);
+    }
+    assert_eq!(sees.try_iter().count(), 10, "each connection was given up");
+}
+
+#[test]
+fn an_unreachable_address_that_comes_first_costs_nothing_but_time() {
+    let (url, _sees) = always(OK);
+    let port: u16 = url.rsplit(':').next().and_then(|rest| rest.split('/').next()).and_then(|p| p.parse().ok()).expect("a port");
+    let config = config("http://ledger.internal/");
+    let template = Template::new(&config).expect("legal");
+    let lookup =
+        Box::new(move |_: &str, _| Ok(vec![(std::net::Ipv6Addr::LOCALHOST, port).into(), ([127, 0, 0, 1], port).into()]));
+    let addresses = Addresses::with_lookup(&template.uri, lookup).expect("the thread starts");
+    let mut client = UreqTransport::new(Service::with(&config, template, addresses).expect("legal").shared);
+    assert_eq!(status(&send(&mut client)), 200);
+}
+
+#[test]
+fn a_lookup_that_stalls_was_not_sent_and_ends_at_connect_timeout() {
+    let mut config = config("http://ledger.internal/");
+    config.connect_timeout = Duration::from_millis(100);
+    let template = Template::new(&config).expect("legal");
+    let (_keep, never) = crossbeam_channel::bounded::<()>(0);
+    let lookup = Box::new(move |_: &str, _| {
+        let _ = never.recv();
+        Ok(Vec::new())
+    });
+    let addresses = Addresses::with_lookup(&template.uri, lookup).expect("the thread starts");
+    let mut client = UreqTransport::new(Service::with(&config, template, addresses).expect("legal").shared);
+    let answer = send(&mut client);
+    assert!(answer.latency < Duration::from_secs(5), "{:?}", answer.latency);
+    check_failure(answer, FailureKind::Dns, Sent::No);
+}
+
+#[test]
+fn a_name_that_leads_to_a_metadata_service_is_misconfigured_and_was_not_sent() {
+    let config = config("http://ledger.internal/");
+    let template = Template::new(&config).expect("legal");
+    let lookup = Box::new(|_: &str, _| Ok(vec![([169, 254, 169, 254], 80).into()]));
+    let addresses = Addresses::with_lookup(&template.uri, lookup).expect("the thread starts");
+    let mut client = UreqTransport::new(Service::with(&config, template, addresses).expect("legal").shared);
+    let answer = send(&mut client);
+    let text = &answer.result.as_ref().expect_err("refused").text;
+    assert!(text.contains("169.254.169.254"), "{text}");
+    check_failure(answer, FailureKind::BadRequest, Sent::No);
 }

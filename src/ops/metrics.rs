@@ -194,7 +194,7 @@ impl Metrics {
                 GaugeVec::new(
                     Registrar::opts(
                         "certificate_expiry_timestamp_seconds",
-                        "When the certificate of the other side expires, as last seen; 0 without one.",
+                        "When the first certificate of a connection expires, as last seen; 0 without one.",
                     ),
                     &["role"],
                 )

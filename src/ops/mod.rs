@@ -2,6 +2,7 @@
 //!
 //! May use `config` and `core`. Never: SQL, Kafka, deliveries.
 
+pub mod certificates;
 pub mod doorman;
 pub mod exporter;
 pub mod health;

@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use openssl::asn1::Asn1Time;
 use openssl::error::ErrorStack;
 use openssl::ssl::{ConnectConfiguration, SslConnector, SslFiletype, SslMethod, SslVerifyMode};
 use openssl::x509::X509;
@@ -27,6 +26,7 @@ use tokio::time::timeout;
 use super::StoreError;
 use super::patience::{Bounded, Patience};
 use crate::config::{PostgresTls, TlsMode};
+use crate::core::tls::{Alert, Refusal, unix_seconds};
 
 /// For one connection: asking for TLS, and the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -117,11 +117,6 @@ fn read(word: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(path).map_err(|_| TlsError::File(word, path.display().to_string()))
 }
 
-fn unix_seconds(time: &openssl::asn1::Asn1TimeRef) -> Option<i64> {
-    let since_epoch = Asn1Time::from_unix(0).ok()?.diff(time).ok()?;
-    Some(i64::from(since_epoch.days) * 86_400 + i64::from(since_epoch.secs))
-}
-
 /// Why there is no connection, in one sentence that names the cause and what to change.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TlsError {
@@ -146,37 +141,34 @@ pub(super) enum TlsError {
 }
 
 impl TlsError {
-    /// X509_V_ERR_* of x509_vfy.h.
+    /// `code`: X509_V_ERR_* of x509_vfy.h.
     fn refused(code: i32) -> Self {
-        let (words, hint) = match code {
-            62..=64 => return Self::Name,
-            9 => ("it is not valid yet", ": is one of the clocks wrong?"),
-            10 => ("it has expired", ""),
-            // 7: another CA of the same name.
-            7 | 18..=21 => ("its issuer is not trusted", ": does sslrootcert name the CA that signed it?"),
-            23 => ("it was revoked", ""),
-            24 | 79 => ("its issuer is no CA", ""),
-            _ => ("OpenSSL refuses its chain", ""),
+        let refusal = Refusal::from_code(code);
+        let hint = match refusal {
+            Refusal::Name => return Self::Name,
+            Refusal::NotYetValid => ": is one of the clocks wrong?",
+            Refusal::Untrusted => ": does sslrootcert name the CA that signed it?",
+            _ => "",
         };
-        Self::Refused { words, hint }
+        Self::Refused { words: refusal.words(), hint }
     }
 }
 
 /// What the server thinks of our certificate. It says so by an alert after its side of the handshake, so it comes as the failure
-/// of a later read. OpenSSL's reason for alert N is 1000 + N (RFC 8446 section 6.2).
+/// of a later read.
 pub(super) fn alert(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     let mut source = Some(error);
     while let Some(error) = source {
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         let inner = inner.and_then(|inner| inner.downcast_ref::<openssl::ssl::Error>());
         let reason = inner.and_then(|e| e.ssl_error()?.errors().first().map(|e| e.reason_code()));
-        match reason {
-            Some(1042 | 1043 | 1044 | 1046 | 1048) => {
+        match reason.and_then(Alert::from_reason) {
+            Some(Alert::Certificate) => {
                 return Some("the server does not accept our certificate (sslcert): did a CA that it trusts sign it?");
             }
-            Some(1045) => return Some("the server does not accept our certificate (sslcert): it has expired"),
-            Some(1116) => return Some("the server asks for a client certificate: name one with sslcert and sslkey"),
-            _ => source = error.source(),
+            Some(Alert::Expired) => return Some("the server does not accept our certificate (sslcert): it has expired"),
+            Some(Alert::Wanted) => return Some("the server asks for a client certificate: name one with sslcert and sslkey"),
+            None => source = error.source(),
         }
     }
     None

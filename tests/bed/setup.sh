@@ -25,6 +25,7 @@ have mvn || need maven
 [ -n "$(find /usr/lib/postgresql -mindepth 3 -maxdepth 3 -path '*/bin/initdb' 2>/dev/null)" ] || need postgresql
 have psql || need postgresql-client
 have xz || need xz-utils # PostgreSQL's other versions
+{ have python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; } || need python3-venv # a signature is verified by another language's library
 { have setpriv && have setsid && have prlimit; } || need util-linux
 { [ -x /bin/kill ] && have pgrep; } || need procps # the shell has a kill of its own; a unit and the tests need the program
 have systemd-analyze || need systemd # it is not started; tests hold the unit against it
@@ -60,6 +61,7 @@ if [ "${#packages[@]}" -gt 0 ]; then
 fi
 
 # For the tests alone, so a machine without it can still build, run the demo and the benches.
+"$here/venv.sh" standardwebhooks==1.1.0 >/dev/null || say "Note: without PyPI's package standardwebhooks a test will fail"
 "$here/debs.sh" prometheus >/dev/null || say "Note: without Debian's package prometheus there is no promtool, and a test will fail"
 
 if ! have cargo; then

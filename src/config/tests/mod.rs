@@ -3,8 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+#[path = "../../../tests/it/rig/certificates.rs"]
+pub(crate) mod certificates;
 mod kafka_security;
 mod reload;
+mod security;
 mod values;
 
 use super::{Config, keys, load};
@@ -211,6 +214,9 @@ fn no_secret_is_printed() {
         "downstream.url=https://us er:hunter2@ledger/",
         "downstream.headers={ \"Authorization\" = \"hunter2\" }",
         "downstream.headers={ \"X\" = \"hunter2\\n\" }",
+        "downstream.auth.bearer_file=hunter2",
+        "downstream.outcomes.409=hunter2",
+        "downstream.signing.secret_files=hunter2",
         "downstream.headers=hunter2",
         "kafka.librdkafka={ \"sasl.password\" = \"hunter2\" }",
         "kafka.sasl={ password = \"hunter2\" }",

@@ -8,7 +8,9 @@ use openssl::ec::{EcGroup, EcKey};
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
+use openssl::ssl::{SslAcceptor, SslFiletype, SslMethod, SslVerifyMode};
 use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
+use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::{X509, X509Builder, X509Name, X509NameBuilder};
 
 pub struct Authority {
@@ -37,6 +39,20 @@ impl Authority {
     pub fn write(&self, file: &Path) -> PathBuf {
         std::fs::write(file, self.certificate.to_pem().expect("PEM")).expect("written");
         file.to_owned()
+    }
+
+    /// What a server shows that has this certificate; clients of `authority` only, where one is given.
+    pub fn acceptor(issued: &Issued, clients: Option<&Authority>) -> SslAcceptor {
+        let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).expect("an acceptor");
+        builder.set_certificate_chain_file(&issued.certificate).expect("a certificate");
+        builder.set_private_key_file(&issued.key, SslFiletype::PEM).expect("a key");
+        if let Some(authority) = clients {
+            let mut store = X509StoreBuilder::new().expect("a store");
+            store.add_cert(authority.certificate.clone()).expect("a certificate");
+            builder.set_cert_store(store.build());
+            builder.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+        }
+        builder.build()
     }
 
     /// For `host` (a DNS name, or a user's name), valid for a day from now or no longer.

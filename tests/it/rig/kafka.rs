@@ -156,6 +156,17 @@ impl Topic {
         self.producer.flush(LIMIT).expect("Kafka takes the records");
     }
 
+    /// Writes one value with these headers.
+    pub fn produce_with_headers(&self, value: &[u8], headers: &[(&str, &[u8])]) {
+        let mut all = OwnedHeaders::new();
+        for (key, value) in headers {
+            all = all.insert(Header { key, value: Some(*value) });
+        }
+        let record = BaseRecord::<(), [u8]>::to(&self.name).payload(value).headers(all);
+        self.producer.send(record).map_err(|(e, _)| e).expect("queued");
+        self.producer.flush(LIMIT).expect("Kafka takes the record");
+    }
+
     /// Writes transactions with these ids to one partition.
     pub fn transactions_to(&self, partition: i32, ids: impl IntoIterator<Item = String>) {
         for id in ids {

@@ -10,6 +10,7 @@ mod postgres;
 mod proxy;
 mod relay;
 mod resources;
+mod rogue;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ pub use postgres::Pg;
 pub use proxy::Proxy;
 pub use relay::Relay;
 pub use resources::{Resources, within_bounds};
+pub use rogue::{Opening, Peer, Request, Rogue, Then};
 pub use watch::{Seen, Watch};
 
 /// Catches hangs only: ten times what anything here needs.
