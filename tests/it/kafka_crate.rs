@@ -78,7 +78,7 @@ fn the_crates_own_consumer_jumps_to_the_end_when_the_next_record_is_the_oldest()
 fn the_crate_takes_a_late_answer_for_the_acknowledgement_of_a_commit() {
     let broker = FakeBroker::start();
     // Its time-out is 120 s.
-    broker.partition(0, 0, 5).next(FETCH, Fault::Late(Duration::from_secs(121))).next(OFFSET_COMMIT, Fault::Mute);
+    broker.partition(0, 0, 5).next(FETCH, Fault::Late(Duration::from_secs(130))).next(OFFSET_COMMIT, Fault::Mute);
     let mut client = KafkaClient::new(vec![broker.address()]);
     client.set_group_offset_storage(Some(GroupOffsetStorage::Kafka));
     client.load_metadata(&[TOPIC]).expect("metadata");
