@@ -18,27 +18,48 @@ comment on table life is 'The logs that a partition has had. Offsets from first_
 comment on column life.first_offset is 'Where reading began: what lies before it was never this pipeline''s.';
 comment on column life.end_offset is 'The position when the next life began; null while this is the log that is read.';
 
--- What was read before this migration begins at the lowest offset that is known.
-insert into life (topic, partition, incarnation, first_offset, end_offset, topic_id, ended_at)
-select p.topic, p.partition, p.incarnation, least(min(k.lowest), case when p.current then p.next_offset end),
-  case when not p.current then max(k.highest) end, p.topic_id, case when not p.current then now() end
-from (
-  select c.topic, c.partition, i as incarnation, i = c.incarnation as current, c.next_offset,
-    case when i = c.incarnation then c.topic_id end as topic_id
-  from consumer_position c, generate_series(0, c.incarnation) i
-) p
-left join (
-  select t.name as topic, x.partition, x.incarnation, min(x.kafka_offset) as lowest, max(x.kafka_offset) + 1 as highest
-  from tx x join topic t on t.id = x.topic_id group by 1, 2, 3
-  union all
-  select topic, partition, incarnation, min(kafka_offset), max(kafka_offset) + 1 from duplicate group by 1, 2, 3
-  union all
-  select topic, partition, incarnation, min(kafka_offset), max(kafka_offset) + 1 from rejected group by 1, 2, 3
-  union all
-  select topic, partition, incarnation, from_offset, to_offset from known_gap where reason in ('retention', 'unexplained')
-) k on k.topic = p.topic and k.partition = p.partition and k.incarnation = p.incarnation
-group by p.topic, p.partition, p.incarnation, p.current, p.next_offset, p.topic_id
-having least(min(k.lowest), case when p.current then p.next_offset end) is not null;
+create table purged (
+  topic text collate "C" not null,
+  partition int not null,
+  incarnation smallint not null,
+  to_offset bigint not null,
+  offsets bigint not null,
+  primary key (topic, partition, incarnation)
+);
+comment on table purged is 'How many offsets'' rows retention has deleted. Below to_offset, so many are missing; above it, none may be.';
+
+-- What was read before this migration begins at the lowest offset that is known. Of what is missing behind it nobody wrote down
+-- whether it was skipped or deleted: it counts as deleted.
+with k as materialized (
+  select p.topic, p.partition, p.incarnation, p.current, p.topic_id,
+    least(min(k.lowest), case when p.current then p.next_offset end) as first_offset,
+    case when p.current then p.next_offset else max(k.highest) end as end_offset, coalesce(sum(k.n), 0) as n
+  from (
+    select c.topic, c.partition, i as incarnation, i = c.incarnation as current, c.next_offset,
+      case when i = c.incarnation then c.topic_id end as topic_id
+    from consumer_position c, generate_series(0, c.incarnation) i
+  ) p
+  left join (
+    select t.name as topic, x.partition, x.incarnation, min(x.kafka_offset) as lowest, max(x.kafka_offset) + 1 as highest, count(*) as n
+    from tx x join topic t on t.id = x.topic_id group by 1, 2, 3
+    union all
+    select topic, partition, incarnation, min(kafka_offset), max(kafka_offset) + 1, count(*) from duplicate group by 1, 2, 3
+    union all
+    select topic, partition, incarnation, min(kafka_offset), max(kafka_offset) + 1, count(*) from rejected group by 1, 2, 3
+    union all
+    select topic, partition, incarnation, from_offset, to_offset, to_offset - from_offset from known_gap
+    where reason in ('retention', 'unexplained')
+  ) k on k.topic = p.topic and k.partition = p.partition and k.incarnation = p.incarnation
+  group by p.topic, p.partition, p.incarnation, p.current, p.next_offset, p.topic_id
+), l as (
+  insert into life (topic, partition, incarnation, first_offset, end_offset, topic_id, ended_at)
+  select topic, partition, incarnation, first_offset, case when not current then end_offset end, topic_id,
+    case when not current then now() end
+  from k where first_offset is not null
+)
+insert into purged (topic, partition, incarnation, to_offset, offsets)
+select topic, partition, incarnation, end_offset, end_offset - first_offset - n from k
+where first_offset is not null and end_offset - first_offset > n;
 
 create table skipped (
   topic text collate "C" not null,
@@ -51,16 +72,6 @@ create table skipped (
 );
 comment on table skipped is 'Offsets that the client passed over: markers, aborted and compacted records. A row for each batch that had some.';
 comment on column skipped.from_offset is 'The first of them.';
-
-create table purged (
-  topic text collate "C" not null,
-  partition int not null,
-  incarnation smallint not null,
-  to_offset bigint not null,
-  offsets bigint not null,
-  primary key (topic, partition, incarnation)
-);
-comment on table purged is 'How many offsets'' rows retention has deleted. Below to_offset, so many are missing; above it, none may be.';
 
 create table audit_position (
   topic text collate "C" not null,
@@ -86,6 +97,8 @@ create table audit_finding (
 );
 comment on table audit_finding is 'What upkeep''s audit found wrong and has not found right again since. Empty unless something is wrong.';
 
+create index known_gap_place on known_gap (topic, partition, incarnation, from_offset);
+
 alter table consumer_position add column cluster_id text;
 comment on column consumer_position.cluster_id is 'The cluster whose log next_offset belongs to.';
 alter table process add column lock_id uuid;
@@ -95,9 +108,11 @@ alter table pipeline
   add column audit_at timestamptz,
   add column audit_by bigint,
   add column audit_whole_next bigint,
+  add column audit_whole_began_at timestamptz,
   add column audit_whole_at timestamptz;
 comment on column pipeline.audited_id is 'tx.id up to which the audit has found every transaction in one state.';
 comment on column pipeline.audit_at is 'Last step of the audit; after a minute without one another process goes on with it.';
 comment on column pipeline.audit_by is 'process.id of who does it.';
 comment on column pipeline.audit_whole_next is 'tx.id up to which the present pass over everything has come; null: none is under way.';
+comment on column pipeline.audit_whole_began_at is 'When the pass under way began, or the last one.';
 comment on column pipeline.audit_whole_at is 'When a pass over everything last reached its end.';

@@ -1,5 +1,5 @@
--- Everything that is counted, from one snapshot: states, both sides of the ledger, what is oldest, what is paused, and how
--- retention stands. A lease that has run out is nobody's: its delivery is due again, and so it is being retried.
+-- Everything that is counted, from one snapshot: states, both sides of the ledger, what is oldest, what is paused, how
+-- retention stands, and what the audit has found. A lease that has run out is nobody's: its delivery is due again, and so it is being retried.
 select
   d.pending, d.in_flight, d.retrying,
   (select count(*) from dead) as dead,
@@ -10,7 +10,10 @@ select
   (select extract(epoch from now() - t.received_at)::float8 from tx t
     where t.id = (select min(id) from delivery)) as oldest_open_age,
   (select extract(epoch from now() - min(due_at))::float8 from delivery where due_at <= now()) as oldest_due_age,
-  p.paused, p.retention_ended, p.retention_due
+  p.paused, p.retention_ended, p.retention_due,
+  (select coalesce(sum(greatest(to_offset - from_offset, 1)), 0)::bigint from audit_finding where kind in ('offset_missing', 'offset_twice'))
+    as offsets_wrong,
+  (select count(*) from audit_finding where kind not in ('offset_missing', 'offset_twice')) as transactions_wrong
 from (
   select count(*) filter (where attempt = 0 and not leased) as pending, count(*) filter (where leased) as in_flight,
     count(*) filter (where attempt > 0 and not leased) as retrying

@@ -1,5 +1,6 @@
 -- A step of retention over transactions with ids above $1, up to $2 of them: those delivered more than $3 ms ago go with their
--- attempts. Counter slot $4. What is open, dead, resolved or unaccounted stays. The aggregate pins a look by index for each row.
+-- attempts. Counter slot $4. What is open, dead, resolved or unaccounted stays. The places
+-- of what goes are counted in purged. The aggregate pins a look by index for each row.
 -- Returns the last id, how many there were, how many of them are old enough to have been delivered so long ago, how many went.
 with b as materialized (
   select id, received_at < now() - $3::bigint * interval '1 millisecond' as old from tx
@@ -14,7 +15,16 @@ with b as materialized (
     and not exists (select from dead x where x.id = b.id)
     and not exists (select from resolved r where r.id = b.id)
 ), t as (
-  delete from tx using g where tx.id = g.id returning 1
+  delete from tx using g where tx.id = g.id
+  returning tx.topic_id, tx.partition, tx.incarnation, tx.kafka_offset
+), p as (
+  insert into purged as p (topic, partition, incarnation, to_offset, offsets)
+  select o.name, s.partition, s.incarnation, s.to_offset, s.n
+  from (
+    select topic_id, partition, incarnation, max(kafka_offset) + 1 as to_offset, count(*) as n from t group by 1, 2, 3
+  ) s join topic o on o.id = s.topic_id
+  on conflict (topic, partition, incarnation) do update
+  set offsets = p.offsets + excluded.offsets, to_offset = greatest(p.to_offset, excluded.to_offset)
 ), a as (
   delete from attempt a using g where a.tx_id = g.id returning a.outcome = 1 and not a.stale as delivered
 ), c as (

@@ -8,6 +8,12 @@ with b as materialized (
 ), d as (
   delete from duplicate q using b
   where b.old and q.topic = b.topic and q.partition = b.partition and q.incarnation = b.incarnation and q.kafka_offset = b.kafka_offset
+  returning q.topic, q.partition, q.incarnation, q.kafka_offset
+), p as (
+  insert into purged as p (topic, partition, incarnation, to_offset, offsets)
+  select topic, partition, incarnation, max(kafka_offset) + 1, count(*) from d group by 1, 2, 3
+  on conflict (topic, partition, incarnation) do update
+  set offsets = p.offsets + excluded.offsets, to_offset = greatest(p.to_offset, excluded.to_offset)
 )
 select topic, partition, incarnation, kafka_offset, (select count(*) from b where old), (select count(*) from b) from b
 order by topic desc, partition desc, incarnation desc, kafka_offset desc limit 1

@@ -10,6 +10,15 @@ with b as materialized (
     and not exists (select from dead x where x.id = b.id)
 ), t as (
   delete from tx using g where tx.id = g.id
+  returning tx.topic_id, tx.partition, tx.incarnation, tx.kafka_offset
+), p as (
+  insert into purged as p (topic, partition, incarnation, to_offset, offsets)
+  select o.name, s.partition, s.incarnation, s.to_offset, s.n
+  from (
+    select topic_id, partition, incarnation, max(kafka_offset) + 1 as to_offset, count(*) as n from t group by 1, 2, 3
+  ) s join topic o on o.id = s.topic_id
+  on conflict (topic, partition, incarnation) do update
+  set offsets = p.offsets + excluded.offsets, to_offset = greatest(p.to_offset, excluded.to_offset)
 ), a as (
   delete from attempt a using g where a.tx_id = g.id returning a.outcome = 1 and not a.stale as delivered
 ), r as (

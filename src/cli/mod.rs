@@ -19,6 +19,8 @@ mod check_config;
 mod connect;
 mod login;
 mod migrate;
+mod reconcile;
+mod rejected;
 mod run;
 mod status;
 mod when;
@@ -85,6 +87,8 @@ pub fn main() -> ExitCode {
         Command::Status { json } => status::status(&file, &args.set, json),
         Command::Retry(retry) => act::retry(&file, &args.set, &retry),
         Command::Resolve(resolve) => act::resolve(&file, &args.set, &resolve),
+        Command::Reconcile(reconcile) => reconcile::reconcile(&file, &args.set, &reconcile),
+        Command::Rejected { command } => rejected::rejected(&file, &args.set, &command),
     };
     exit.into()
 }
@@ -153,6 +157,15 @@ enum Command {
     ///
     /// Refused while in flight. The reason is kept with each.
     Resolve(act::ResolveArgs),
+    /// Holds every offset that was read against PostgreSQL and Kafka, and names what is wrong
+    ///
+    /// Exit status 0 only if each offset is in one place and each transaction in one state. Reads only; the daemon may run.
+    Reconcile(reconcile::ReconcileArgs),
+    /// What could not become a transaction
+    Rejected {
+        #[command(subcommand)]
+        command: rejected::RejectedCommand,
+    },
 }
 
 const SHORT_AFTER: &str = "--help says more: examples, files, exit status.";

@@ -6,9 +6,10 @@ use std::path::Path;
 use serde_json::json;
 
 use super::{Exit, connect, load_to_connect, say, store_failed};
+use crate::core::ledger::Imbalances;
 use crate::store::{ProcessRow, SchemaState, Status, StoreError, schema_state, status as read};
 
-/// One screen, or one JSON object. Exit status 1 when something stands still or a process is silent.
+/// One screen, or one JSON object. Exit status 1 when something stands still, is wrong, or a process is silent.
 pub(super) fn status(file: &Path, sets: &[String], as_json: bool) -> Exit {
     let config = match load_to_connect(file, sets) {
         Ok(config) => config,
@@ -28,6 +29,7 @@ pub(super) fn status(file: &Path, sets: &[String], as_json: bool) -> Exit {
     let text = if as_json { in_json(&config.name, &status) } else { on_a_screen(&config.name, &status) };
     say(text.trim_end());
     let all_well = status.schema_fault.is_none()
+        && status.gauges.imbalances() == Imbalances::default()
         && !status.processes.is_empty()
         && status.processes.iter().all(|p| !p.is_silent() && p.stalled.is_empty());
     if all_well { Exit::Done } else { Exit::Failed }
@@ -47,6 +49,14 @@ fn on_a_screen(name: &str, status: &Status) -> String {
     }
     if let Some(age) = status.gauges.oldest_due_age {
         line("", format!("{} due", ago(age)));
+    }
+    for (equation, off) in status.gauges.imbalances().labelled() {
+        if off != 0 {
+            line("WRONG", format!("the ledger's equation \"{equation}\" is off by {off}: txrelay reconcile names what is wrong"));
+        }
+    }
+    for finding in &status.findings {
+        line("WRONG", finding.words());
     }
     if status.gauges.paused {
         line("paused", "delivering is paused".to_owned());
@@ -82,6 +92,8 @@ fn describe(process: &ProcessRow) -> String {
 fn in_json(name: &str, status: &Status) -> String {
     let states: serde_json::Map<String, serde_json::Value> =
         status.gauges.states().into_iter().map(|(state, n)| (state.to_owned(), n.into())).collect();
+    let imbalances: serde_json::Map<String, serde_json::Value> =
+        status.gauges.imbalances().labelled().into_iter().map(|(equation, off)| (equation.to_owned(), off.into())).collect();
     let process = |p: &ProcessRow| {
         json!({ "id": p.id, "host": p.host, "pid": p.pid, "version": p.version, "silent_seconds": p.silent,
             "in_flight": p.in_flight, "stalled": p.stalled, "status": p.status })
@@ -98,6 +110,8 @@ fn in_json(name: &str, status: &Status) -> String {
         "oldest_due_age_seconds": status.gauges.oldest_due_age,
         "paused": status.gauges.paused,
         "schema_fault": status.schema_fault,
+        "ledger_imbalance": imbalances,
+        "findings": status.findings.iter().map(crate::store::Finding::words).collect::<Vec<_>>(),
         "processes": status.processes.iter().map(process).collect::<Vec<_>>(),
         "positions": status.positions.iter().map(position).collect::<Vec<_>>(),
     })

@@ -138,6 +138,13 @@ pub struct Imbalances {
 }
 
 impl Imbalances {
+    /// What an audit found wrong shows where the counters agree: offsets in no place under `read`, transactions in no state under
+    /// `ingested`.
+    pub fn or_found(self, offsets: i64, transactions: i64) -> Self {
+        let or = |off, found| if off == 0 { found } else { off };
+        Self { read: or(self.read, offsets), ingested: or(self.ingested, transactions), ..self }
+    }
+
     /// Label and value of each equation.
     pub fn labelled(self) -> [(&'static str, i64); 3] {
         [("read", self.read), ("ingested", self.ingested), ("dead", self.dead)]

@@ -4,9 +4,11 @@
 //! use this one, and it uses none.
 
 pub mod address;
+pub mod audit;
 pub mod backlog;
 pub mod backoff;
 pub mod clock;
+pub mod coverage;
 pub mod fault;
 pub mod headers;
 pub mod hole;

@@ -1,7 +1,7 @@
 //! What commands read.
 
 use super::sql::{ALL_POSITIONS, PROCESSES};
-use super::{Gauges, Session, StoreError, altered};
+use super::{Finding, Gauges, Session, StoreError, altered};
 
 /// One screen's worth.
 #[derive(Debug, Clone)]
@@ -14,6 +14,8 @@ pub struct Status {
     pub processes: Vec<ProcessRow>,
     /// What was altered in the schema by hand, in words.
     pub schema_fault: Option<String>,
+    /// The first of what upkeep's audit has found wrong.
+    pub findings: Vec<Finding>,
 }
 
 /// A partition's position.
@@ -67,6 +69,7 @@ pub fn status(session: &mut Session) -> Result<Status, StoreError> {
     let schema_fault = (!faults.is_empty()).then(|| altered(&faults));
     // What was altered may be what is asked for.
     let gauges = session.gauges().map_err(|error| schema_fault.clone().map_or(error, StoreError::Other))?;
+    let findings = session.findings(10)?;
     let (positions, processes) = (session.prepare(&ALL_POSITIONS)?, session.prepare(&PROCESSES)?);
     let position = |row: &postgres::Row| PositionRow {
         topic: row.get(0),
@@ -89,6 +92,7 @@ pub fn status(session: &mut Session) -> Result<Status, StoreError> {
     Ok(Status {
         schema_fault,
         gauges,
+        findings,
         positions: session.client.query(&positions, &[])?.iter().map(position).collect(),
         processes: session.client.query(&processes, &[])?.iter().map(process).collect(),
     })

@@ -4,6 +4,7 @@
 //! stand in `sql/statements/`, one a file; the schema in `sql/migrations/`. PostgreSQL's clock decides what is due.
 
 mod act;
+mod audit;
 mod claim;
 mod clock;
 mod connector;
@@ -18,6 +19,7 @@ mod pool;
 mod positions;
 mod privileges;
 mod refusal;
+mod rejected;
 mod retention;
 mod selfcheck;
 mod session;
@@ -28,6 +30,7 @@ mod turn;
 mod upkeep;
 
 pub use act::{DeadFilter, DeadSummary, Found, Standing, Trace};
+pub use audit::{Finding, Moment, Turn};
 pub use claim::{Claimant, Claimed, Claims, Floor};
 pub use error::{ERROR_KINDS, StoreError};
 pub use ingest::{Advance, Batch, Candidate, Ingested, Reject, Topics, Writer};
@@ -39,7 +42,8 @@ pub use patience::Patience;
 pub use pool::Pool;
 pub use positions::{Gap, Position};
 pub use privileges::{may_migrate, missing_privileges};
-pub use retention::{DuplicatePlace, Purged};
+pub use rejected::{RejectedFilter, RejectedRecord, RejectedRow, Stored};
+pub use retention::{OffsetPlace, Purged};
 pub use selfcheck::{altered, ensure_unaltered};
 pub use session::{Role, Session, ensure_own_session};
 pub use settle::{Settled, Settlement, Tried};

@@ -6,10 +6,10 @@ use std::time::Duration;
 use postgres::{Statement, Transaction};
 
 use super::sql::{
-    PURGE_DELIVERED, PURGE_DUPLICATES, PURGE_PROCESSES, PURGE_REJECTED, PURGE_RESOLVED, RETENTION_LOCK, RETENTION_STEP,
-    RETENTION_TURN,
+    PURGE_DELIVERED, PURGE_DUPLICATES, PURGE_PROCESSES, PURGE_REJECTED, PURGE_RESOLVED, PURGE_SKIPPED, RETENTION_LOCK,
+    RETENTION_STEP, RETENTION_TURN,
 };
-use super::{ProcessId, Session, StoreError, slot};
+use super::{ProcessId, Session, Sql, StoreError, slot};
 use crate::failpoint::failpoint;
 
 /// What one step did.
@@ -21,8 +21,8 @@ pub struct Purged<Place> {
     pub next: Option<Place>,
 }
 
-/// A duplicate's place, in the order of the table's key: topic, partition, incarnation, offset.
-pub type DuplicatePlace = (String, i32, i16, i64);
+/// The place of a duplicate or of skipped offsets, in the order of the tables' keys: topic, partition, incarnation, offset.
+pub type OffsetPlace = (String, i32, i16, i64);
 
 /// A step under way, which nobody else can do meanwhile.
 struct Step<'a> {
@@ -80,11 +80,33 @@ impl Session {
     pub fn purge_duplicates(
         &mut self,
         process: ProcessId,
-        after: &DuplicatePlace,
+        after: &OffsetPlace,
         rows: i64,
         keep: Duration,
-    ) -> Result<Option<Purged<DuplicatePlace>>, StoreError> {
-        let statement = self.prepare(&PURGE_DUPLICATES)?;
+    ) -> Result<Option<Purged<OffsetPlace>>, StoreError> {
+        self.purge_by_offset(&PURGE_DUPLICATES, process, after, rows, keep)
+    }
+
+    /// A step over rows of skipped offsets behind `after`.
+    pub fn purge_skipped(
+        &mut self,
+        process: ProcessId,
+        after: &OffsetPlace,
+        rows: i64,
+        keep: Duration,
+    ) -> Result<Option<Purged<OffsetPlace>>, StoreError> {
+        self.purge_by_offset(&PURGE_SKIPPED, process, after, rows, keep)
+    }
+
+    fn purge_by_offset(
+        &mut self,
+        sql: &Sql,
+        process: ProcessId,
+        after: &OffsetPlace,
+        rows: i64,
+        keep: Duration,
+    ) -> Result<Option<Purged<OffsetPlace>>, StoreError> {
+        let statement = self.prepare(sql)?;
         let Some(mut step) = self.step(process)? else { return Ok(None) };
         let (topic, partition, incarnation, offset) = after;
         let row = step.transaction.query_opt(&statement, &[topic, partition, incarnation, offset, &rows, &ms(keep)])?;

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::sql::{BURY, EXPIRE, GAUGES, GIVE_BACK, GIVE_BACK_LEASE, GOODBYE, HEARTBEAT, PREDECESSORS, REGISTER, SWEEP};
 use super::{ProcessId, Session, StoreError};
-use crate::core::ledger::{Counter, Ledger};
+use crate::core::ledger::{Counter, Imbalances, Ledger};
 use crate::failpoint::failpoint;
 
 /// A start of the daemon, as registered.
@@ -101,6 +101,10 @@ pub struct Gauges {
     pub retention_ended: Option<f64>,
     /// Whether the next one is due.
     pub retention_due: bool,
+    /// Offsets that the audit has found in no place, or in two.
+    pub offsets_wrong: i64,
+    /// Transactions that it has found in no state, or in two.
+    pub transactions_wrong: i64,
 }
 
 impl Gauges {
@@ -115,6 +119,11 @@ impl Gauges {
             }
         }
         ledger
+    }
+
+    /// How far the equations are off; one whose counters agree is off by what the audit has found wrong on its right side.
+    pub fn imbalances(&self) -> Imbalances {
+        self.ledger().imbalances().or_found(self.offsets_wrong, self.transactions_wrong)
     }
 
     /// Rows of `delivery`.
@@ -276,6 +285,8 @@ impl Session {
             paused: row.get::<_, Option<bool>>("paused").unwrap_or(false),
             retention_ended: row.get("retention_ended"),
             retention_due: row.get::<_, Option<bool>>("retention_due").unwrap_or(false),
+            offsets_wrong: row.get("offsets_wrong"),
+            transactions_wrong: row.get("transactions_wrong"),
         })
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! May use `store`, `ops`, `config`, `core`. Uses the pool; the threads on a transaction's way have connections of their own.
 
+mod audit;
 mod clocks;
 mod leases;
 mod retention;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::Sender;
 
+use self::audit::Auditing;
 use self::clocks::Clocks;
 use self::retention::Retention;
 use crate::config::Current;
@@ -170,6 +172,7 @@ impl Upkeep {
             expired_until: None,
             clocks: Clocks::new(began),
             retention: Retention::new(began),
+            auditing: Auditing::new(began),
         };
         loop {
             let result = self.round(process, began, &mut rounds);
@@ -253,9 +256,13 @@ impl Upkeep {
             self.show(&gauges);
             rounds.oldest = Some(Oldest { read_at: counting, open: gauges.oldest_open_age, due: gauges.oldest_due_age });
             rounds.retention.learn(&gauges);
+            rounds.auditing.learn(&gauges);
+            self.say_findings(&mut session, &gauges)?;
             self.pull_in(&mut session)?;
         }
-        self.retain(&mut session, process, rounds)
+        self.retain(&mut session, process, rounds)?;
+        pulse::at("auditing", pulse::REMOTE);
+        self.audit(&mut session, process, rounds)
     }
 
     fn show(&mut self, gauges: &Gauges) {
@@ -263,7 +270,7 @@ impl Upkeep {
             self.metrics.transactions.with_label_values(&[state]).set(n);
         }
         self.open.store(gauges.open(), Ordering::Relaxed);
-        for (equation, off) in gauges.ledger().imbalances().labelled() {
+        for (equation, off) in gauges.imbalances().labelled() {
             self.metrics.ledger_imbalance.with_label_values(&[equation]).set(off);
             if off != 0
                 && let Some(note) = self.throttle.admit(equation, Instant::now())
@@ -297,6 +304,7 @@ struct Rounds {
     expired_until: Option<SystemTime>,
     clocks: Clocks,
     retention: Retention,
+    auditing: Auditing,
 }
 
 /// Ages as last read; they keep growing while PostgreSQL is away.

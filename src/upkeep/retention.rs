@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Rounds, Upkeep};
 use crate::config;
-use crate::store::{DuplicatePlace, Gauges, ProcessId, Purged, Session, StoreError};
+use crate::store::{Gauges, OffsetPlace, ProcessId, Purged, Session, StoreError};
 
 /// No pass before this after a start, so that the start is not slowed.
 const AFTER_START: Duration = Duration::from_secs(10);
@@ -43,8 +43,8 @@ struct Pass {
     began: Instant,
     place: Place,
     keep: config::Retention,
-    /// Transactions delivered and resolved, rejected records, duplicates, processes.
-    gone: [u64; 5],
+    /// Transactions delivered and resolved, rejected records, duplicates, rows of skipped offsets, processes.
+    gone: [u64; 6],
 }
 
 /// Where it is.
@@ -53,7 +53,8 @@ enum Place {
     Delivered(i64),
     Resolved(i64),
     Rejected,
-    Duplicates(DuplicatePlace),
+    Duplicates(OffsetPlace),
+    Skipped(OffsetPlace),
     Last,
 }
 
@@ -108,7 +109,7 @@ impl Upkeep {
         let retention = &mut rounds.retention;
         let keep = self.config.get().retention;
         let mut pass =
-            retention.pass.take().unwrap_or(Pass { began: now, place: Place::Delivered(i64::MIN), keep, gone: [0; 5] });
+            retention.pass.take().unwrap_or(Pass { began: now, place: Place::Delivered(i64::MIN), keep, gone: [0; 6] });
         // A reload counts at once, above all one that keeps more.
         pass.keep = keep;
         loop {
@@ -170,20 +171,25 @@ impl Pass {
             }
             (Place::Rejected, config::Retention { rejected: Some(keep), .. }) => {
                 let purged = session.purge_rejected(process, rows, keep)?;
-                Ok(self.went(2, purged, |()| Place::Rejected, first_duplicate()))
+                Ok(self.went(2, purged, |()| Place::Rejected, Place::Duplicates(first_offset())))
             }
             (Place::Duplicates(after), config::Retention { delivered: Some(keep), .. }) => {
                 let purged = session.purge_duplicates(process, &after, rows, keep)?;
-                Ok(self.went(3, purged, Place::Duplicates, Place::Last))
+                Ok(self.went(3, purged, Place::Duplicates, Place::Skipped(first_offset())))
+            }
+            (Place::Skipped(after), config::Retention { delivered: Some(keep), .. }) => {
+                let purged = session.purge_skipped(process, &after, rows, keep)?;
+                Ok(self.went(4, purged, Place::Skipped, Place::Last))
             }
             // Kept for ever.
             (Place::Delivered(_), _) => Ok(self.on(Place::Resolved(i64::MIN))),
             (Place::Resolved(_), _) => Ok(self.on(Place::Rejected)),
-            (Place::Rejected, _) => Ok(self.on(first_duplicate())),
-            (Place::Duplicates(_), _) => Ok(self.on(Place::Last)),
+            (Place::Rejected, _) => Ok(self.on(Place::Duplicates(first_offset()))),
+            (Place::Duplicates(_), _) => Ok(self.on(Place::Skipped(first_offset()))),
+            (Place::Skipped(_), _) => Ok(self.on(Place::Last)),
             (Place::Last, _) => {
                 let Some(gone) = session.end_retention(process)? else { return Ok(Stepped::NotOurs) };
-                self.gone[4] += gone;
+                self.gone[5] += gone;
                 Ok(Stepped::Ended)
             }
         }
@@ -202,17 +208,17 @@ impl Pass {
     }
 
     fn say(&self) {
-        let [delivered, resolved, rejected, duplicates, processes] = self.gone;
+        let [delivered, resolved, rejected, duplicates, skipped, processes] = self.gone;
         if self.gone.iter().any(|n| *n > 0) {
             log::info!(
-                delivered = delivered, resolved = resolved, rejected = rejected, duplicates = duplicates;
+                delivered = delivered, resolved = resolved, rejected = rejected, duplicates = duplicates, skipped = skipped;
                 "retention deleted {delivered} delivered and {resolved} resolved transactions, {rejected} rejected records, \
-                 {duplicates} duplicates and {processes} processes in {:.1} s", self.began.elapsed().as_secs_f64()
+                 {duplicates} duplicates, {skipped} rows of skipped offsets and {processes} processes in {:.1} s", self.began.elapsed().as_secs_f64()
             );
         }
     }
 }
 
-fn first_duplicate() -> Place {
-    Place::Duplicates((String::new(), i32::MIN, i16::MIN, i64::MIN))
+fn first_offset() -> OffsetPlace {
+    (String::new(), i32::MIN, i16::MIN, i64::MIN)
 }

@@ -98,11 +98,12 @@ num.recovery.threads.per.data.dir=1
 background.threads=2
 log.cleaner.dedupe.buffer.size=4194304
 log.index.size.max.bytes=1048576
-# quick: no 3 s before the first assignment, no 30 s before the first retention round
+# quick: no 3 s before the first assignment, no 30 s before the first retention round, no 15 s between two of the cleaner
 group.initial.rebalance.delay.ms=0
 log.initial.task.delay.ms=200
 log.retention.check.interval.ms=1000
 log.segment.delete.delay.ms=1000
+log.cleaner.backoff.ms=500
 broker.heartbeat.interval.ms=500
 broker.session.timeout.ms=3000
 controller.quorum.election.timeout.ms=1000

@@ -20,7 +20,7 @@ fn at(topic: &Topic) -> TopicPartition {
 }
 
 #[track_caller]
-fn look(topic: &Topic, range: Offsets) -> Look {
+pub fn look(topic: &Topic, range: Offsets) -> Look {
     look_again(&kafka(topic), &at(topic), range, Instant::now() + LIMIT).expect("Kafka answers")
 }
 

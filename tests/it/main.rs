@@ -1,6 +1,7 @@
 //! Integration tests, one binary. Each test's name is a promise to a user; `make test` starts the services it needs.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod accounting;
 mod act;
 mod apart;
 mod backlog;
@@ -31,6 +32,7 @@ mod ops;
 mod poison;
 mod postgresql;
 mod properties;
+mod reconcile;
 mod refused;
 mod relay;
 mod restart;

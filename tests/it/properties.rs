@@ -11,7 +11,7 @@ use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
 use txrelay::core::ledger::Counter;
 use txrelay::core::outcome::{Outcome, Sent};
-use txrelay::store::{Claimant, DuplicatePlace, Settled, Settlement, Trace, Tried};
+use txrelay::store::{Claimant, OffsetPlace, Settled, Settlement, Trace, Tried};
 
 use crate::store::{LEASE, Store, TIME};
 use model::{KEEP_SECONDS, Lives};
@@ -219,7 +219,7 @@ impl Pair {
         let session = &mut self.store.session;
         let _ = session.purge_delivered(1, i64::MIN, 1000, keep).expect("a step").expect("our turn");
         let _ = session.purge_resolved(1, i64::MIN, 1000, keep).expect("a step").expect("our turn");
-        let first: DuplicatePlace = (String::new(), i32::MIN, i16::MIN, i64::MIN);
+        let first: OffsetPlace = (String::new(), i32::MIN, i16::MIN, i64::MIN);
         let _ = session.purge_duplicates(1, &first, 1000, keep).expect("a step").expect("our turn");
     }
 

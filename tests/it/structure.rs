@@ -52,3 +52,17 @@ fn the_core_does_no_io_and_reads_no_clock() {
         }
     }
 }
+
+#[test]
+fn the_page_of_faults_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("tests/FAULTS.md")).expect("tests/FAULTS.md");
+    let named: Vec<&str> =
+        page.split('`').filter(|word| word.contains("::") && !word.contains(' ') && !word.ends_with('\'')).collect();
+    assert!(named.len() > 50, "only {} tests found", named.len());
+    for name in named {
+        let (module, test) = name.split_once("::").expect("module::test");
+        let source = std::fs::read_to_string(root.join(format!("tests/it/{module}.rs"))).unwrap_or_default();
+        assert!(source.contains(&format!("fn {test}()")), "{name} is not in tests/it/{module}.rs");
+    }
+}

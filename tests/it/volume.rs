@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use txrelay::core::audit::{Audit, Problem};
 use txrelay::store::{Session, statements};
 
 use crate::rig::{LIMIT, Ledger, Relay, Topic, eventually, ids};
@@ -219,4 +220,89 @@ fn metrics_answer_at_once_and_right_with_five_million_stored_and_one_open() {
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
     // The goal is 50 ms; this only catches an answer that waits for the count.
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+}
+
+/// Goes over everything as upkeep does, with as many rows a step; returns what it suspects.
+fn audited(session: &mut Session, mut audit: Audit) -> (usize, Vec<Problem>) {
+    let lives = session.moment(None).expect("a moment").lives;
+    audit.learn(&lives);
+    let (mut steps, mut problems) = (0, Vec::new());
+    while !audit.is_finished() {
+        let began = Instant::now();
+        problems.extend(session.audit_step(&mut audit, i64::MAX, 20_000).expect("a step"));
+        assert!(began.elapsed() < Duration::from_secs(10), "no step takes ten seconds");
+        steps += 1;
+    }
+    problems.extend(audit.missing());
+    (steps, problems)
+}
+
+/// What a process of this machine has used so far, in hundredths.
+fn cpu_seconds(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
+    fields[11..13].iter().map(|ticks| ticks.parse::<f64>().expect("a number")).sum::<f64>() / 100.0
+}
+
+#[test]
+#[ignore = "takes minutes: make test-long"]
+fn one_row_that_is_wrong_in_a_million_is_found_and_named() {
+    const ALL: i64 = 1_000_000;
+    let (topic, ledger) = (Topic::new(1), Ledger::start());
+    let mut relay = Relay::new(&topic.name, &ledger.url(), "workers = 4");
+    let mut sql = prepared(&relay);
+    stored(&mut sql, 0, ALL - 1, 1);
+    delivered(&mut sql, 0, ALL - 1, 1);
+    let life = format!(
+        "insert into life (topic, partition, incarnation, first_offset, end_offset, ended_at) values ('made by SQL', 0, 0, 0, {ALL}, now()); \
+         select setval('batch_seq', 1048576)"
+    );
+    sql.batch_execute(&life).expect("a life that has ended");
+    let mut session = Session::connect(&configured(&relay.schema), &role()).expect("connects");
+    session.pin_ranges().expect("pinned");
+    let server: i32 = session.client().query_one("select pg_backend_pid()", &[]).expect("a number").get(0);
+    for state in ["not analyzed", "analyzed"] {
+        let cpu = || [std::process::id(), server as u32].map(cpu_seconds);
+        let (began, [mine, its]) = (Instant::now(), cpu());
+        let (steps, problems) = audited(&mut session, Audit::from(-1, -1));
+        let (took, used) = (began.elapsed().as_secs_f64(), cpu());
+        assert_eq!(problems, []);
+        let [took, client, server] = [took, used[0] - mine, used[1] - its].map(|seconds| seconds * 1e6 / ALL as f64);
+        println!("{state}: {steps} steps, {took:.2} us a transaction; CPU: server {server:.2} us, client {client:.2} us");
+        for table in ["tx", "attempt"] {
+            sql.batch_execute(&format!("vacuum analyze {table}")).expect("analyzed");
+        }
+    }
+    // One transaction is gone, of another the proof of delivery.
+    sql.batch_execute(
+        "with d as (delete from tx where id = 654321 returning id) delete from attempt using d where tx_id = d.id; \
+         delete from attempt where tx_id = 765432",
+    )
+    .expect("planted");
+    relay.start();
+    let began = Instant::now();
+    // Its share of each round is small.
+    while relay.count("select count(*) from audit_finding") < 2 && began.elapsed() < LIMIT * 5 {
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    println!("upkeep has found both after {:.1?}", began.elapsed());
+    eventually("upkeep names the offset", || relay.log().contains("made by SQL/0 offset 654321: read, and in no place"));
+    eventually("and the transaction", || relay.log().contains("transaction sql-765432 (row 765432): unaccounted"));
+    assert_eq!(relay.count("select count(*) from audit_finding"), 2);
+    for equation in ["read", "ingested"] {
+        eventually("it shows", || relay.metric(&format!("ledger_imbalance{{equation=\"{equation}\"}}")) == Some(1.0));
+    }
+    let began = Instant::now();
+    let output = relay.command(&["reconcile", "--full", "--json"]).output().expect("runs");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    println!("reconcile --full took {:.2?}", began.elapsed());
+    assert_eq!(output.status.code(), Some(1));
+    let problems: Vec<(&str, i64)> = report["problems"]
+        .as_array()
+        .expect("problems")
+        .iter()
+        .map(|p| (p["kind"].as_str().expect("a kind"), p["from_offset"].as_i64().or(p["tx_id"].as_i64()).expect("which")))
+        .collect();
+    assert_eq!(problems, [("unaccounted", 765_432), ("offset_missing", 654_321)]);
+    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
 }

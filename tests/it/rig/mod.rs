@@ -11,6 +11,7 @@ mod proxy;
 mod relay;
 mod resources;
 mod rogue;
+mod truth;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ pub use proxy::Proxy;
 pub use relay::Relay;
 pub use resources::{Resources, within_bounds};
 pub use rogue::{Opening, Peer, Request, Rogue, Then};
+pub use truth::wrong_offsets;
 pub use watch::{Seen, Watch};
 
 /// Catches hangs only: ten times what anything here needs.

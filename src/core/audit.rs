@@ -1,0 +1,544 @@
+//! The audit: goes over transactions in the order of their ids, holds what it finds against the lives of the partitions' logs,
+//! and names each offset that is in no place or in two, and each transaction that is in no state or in two.
+//!
+//! Ids ascend with a partition's offsets but for single rows (an id that was inserted in a second round), so that what is open
+//! at any moment is small: a hole that was passed waits in `missing` for a row that comes later.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::coverage::Coverage;
+use super::offsets::Offsets;
+
+mod found;
+pub use found::{Counts, Evidence, Found, Place, Problem, confirmed, look};
+
+/// So many offsets of a partition are held against the other tables at once.
+const WINDOW: i64 = 50_000;
+
+/// A partition's log, in one of its lives.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LifeId {
+    /// Topic.
+    pub topic: Arc<str>,
+    /// Partition.
+    pub partition: i32,
+    /// Which of its lives.
+    pub incarnation: i16,
+}
+
+/// A life as the tables describe it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Life {
+    /// Whose.
+    pub id: LifeId,
+    /// Number of the topic in `tx`; `None` while it has no transaction.
+    pub number: Option<i16>,
+    /// Where reading began.
+    pub first: i64,
+    /// Up to here it is read.
+    pub position: i64,
+    /// Up to here an earlier audit has found everything in its place.
+    pub audited: i64,
+    /// What retention deleted.
+    pub purged: Purge,
+}
+
+/// What retention says that it deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Purge {
+    /// Below this.
+    pub below: i64,
+    /// So many offsets' rows.
+    pub offsets: i64,
+}
+
+/// A transaction's row: its number, and its place in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// `tx.id`
+    pub id: i64,
+    /// Number of its topic.
+    pub topic: i16,
+    /// Partition.
+    pub partition: i32,
+    /// Life of the partition's log.
+    pub incarnation: i16,
+    /// Offset.
+    pub offset: i64,
+}
+
+/// Rows with ids in a range, all of one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Chunk {
+    /// The end of the range; the next one begins behind it.
+    pub upto: i64,
+    /// Ascending by id.
+    pub rows: Vec<Row>,
+    /// Ids in `delivery`.
+    pub open: Vec<i64>,
+    /// Ids in `dead`.
+    pub dead: Vec<i64>,
+    /// Ids in `resolved`.
+    pub resolved: Vec<i64>,
+    /// Ids of attempts that were accepted; an id may come more than once.
+    pub delivered: Vec<i64>,
+}
+
+/// Offsets that are to be looked up in the tables beside `tx`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    key: Key,
+    /// Whose.
+    pub life: LifeId,
+    /// Which.
+    pub offsets: Offsets,
+}
+
+/// What the other tables hold of a window.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// Places and their offsets.
+    pub places: Vec<(Place, Offsets)>,
+    /// What retention says by now.
+    pub purged: Purge,
+}
+
+type Key = (i16, i32, i16);
+
+/// What is known of a life.
+#[derive(Debug, Clone, Default)]
+struct State {
+    life: Option<Life>,
+    /// The audit begins here.
+    begin: i64,
+    /// Everything below is settled.
+    next: i64,
+    /// Transactions' offsets at or above `next`.
+    seen: Coverage,
+    /// Holes below `next` that nothing explains.
+    missing: Coverage,
+    /// Holes below `next` where retention has deleted.
+    holes: i64,
+    counts: Counts,
+    /// By place, where they are wanted.
+    ranges: [Coverage; 6],
+}
+
+/// An audit under way.
+#[derive(Debug, Clone)]
+pub struct Audit {
+    states: HashMap<Key, State>,
+    topics: Vec<Arc<str>>,
+    /// Ids up to here have been read.
+    after: i64,
+    /// Rows up to this id may have been read by an audit before this one.
+    seen_before: i64,
+    /// Transactions read.
+    rows: u64,
+    is_done: bool,
+    whole: bool,
+    /// Whether ranges are kept by place, too.
+    by_place: bool,
+}
+
+/// So many ranges of a place are kept; what comes behind them is only counted.
+pub const RANGES: usize = 20_000;
+
+impl Audit {
+    /// Goes on behind `after`, from where each life is audited; what is up to `seen_before` is read for the second time.
+    pub fn from(after: i64, seen_before: i64) -> Self {
+        Self {
+            states: HashMap::new(),
+            topics: Vec::new(),
+            after,
+            seen_before,
+            rows: 0,
+            is_done: false,
+            whole: false,
+            by_place: false,
+        }
+    }
+
+    /// Over everything, from the beginning of each life.
+    pub fn whole() -> Self {
+        Self { whole: true, ..Self::from(i64::MIN, i64::MIN) }
+    }
+
+    /// Keeps also which offsets are in which place.
+    pub fn by_place(self) -> Self {
+        Self { by_place: true, ..self }
+    }
+
+    /// Whether it goes over everything.
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    /// Behind which id the next chunk begins.
+    pub fn after(&self) -> i64 {
+        self.after
+    }
+
+    /// How many transactions it has read.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Learns how far each life is read now. There is more to do. False: a position lies below what is settled, so that the
+    /// database has gone back in time, and what is known of it is worth nothing.
+    pub fn learn(&mut self, lives: &[Life]) -> bool {
+        self.is_done = false;
+        let mut goes_on = true;
+        for life in lives {
+            let key = self.key(life);
+            // A position that a person has set back.
+            let begin = if self.whole { life.first } else { life.audited.min(life.position) };
+            let state = self.states.entry(key).or_default();
+            if state.life.is_none() {
+                (state.begin, state.next) = (begin, begin);
+                state.seen.remove(i64::MIN..begin);
+            }
+            goes_on &= life.position >= state.next;
+            state.life = Some(life.clone());
+        }
+        goes_on
+    }
+
+    /// Whether everything is read and settled.
+    pub fn is_finished(&self) -> bool {
+        self.is_done && self.windows(1).is_empty()
+    }
+
+    /// Whose a row is.
+    pub fn life(&self, row: &Row) -> Option<&LifeId> {
+        Some(&self.states.get(&(row.topic, row.partition, row.incarnation))?.life.as_ref()?.id)
+    }
+
+    /// The number of a topic without transactions is made up, and goes when it has one.
+    fn key(&mut self, life: &Life) -> Key {
+        let place = self.topics.iter().position(|topic| *topic == life.id.topic).unwrap_or_else(|| {
+            self.topics.push(life.id.topic.clone());
+            self.topics.len() - 1
+        });
+        let made_up = (-1 - place as i16, life.id.partition, life.id.incarnation);
+        let Some(number) = life.number else { return made_up };
+        let key = (number, life.id.partition, life.id.incarnation);
+        if let Some(mut old) = self.states.remove(&made_up) {
+            if let Some(rows) = self.states.remove(&key) {
+                rows.seen.ranges().for_each(|range| drop(old.seen.insert(range)));
+            }
+            self.states.insert(key, old);
+        }
+        key
+    }
+
+    /// Takes the next rows.
+    pub fn take(&mut self, chunk: Chunk) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let Chunk { upto, rows, open, dead, resolved, delivered } = chunk;
+        let mut tables = [Ids::new(open), Ids::new(dead), Ids::new(resolved)];
+        let mut delivered = Ids::new(delivered);
+        for row in &rows {
+            let [open, dead, resolved] = tables.each_mut().map(|ids| ids.has(row.id));
+            let evidence = Evidence { stored: true, open, dead, resolved, delivered: delivered.has(row.id) };
+            problems.extend(evidence.problem(row.id));
+            problems.extend(self.place(row));
+        }
+        let names = ["open", "dead", "resolved"];
+        let mut lost: Vec<(i64, &'static str)> = Vec::new();
+        for (ids, name) in tables.into_iter().zip(names) {
+            lost.extend(ids.unmatched().into_iter().map(|id| (id, name)));
+        }
+        lost.sort_unstable();
+        for of_one in lost.chunk_by(|a, b| a.0 == b.0) {
+            problems.push(Problem::WithoutTransaction { id: of_one[0].0, states: of_one.iter().map(|one| one.1).collect() });
+        }
+        self.rows += rows.len() as u64;
+        self.after = self.after.max(upto);
+        problems
+    }
+
+    fn place(&mut self, row: &Row) -> Option<Problem> {
+        let state = self.states.entry((row.topic, row.partition, row.incarnation)).or_default();
+        let offsets = row.offset..row.offset + 1;
+        let Some(life) = &state.life else {
+            state.seen.insert(offsets);
+            return None;
+        };
+        if row.offset < state.begin {
+            return None;
+        }
+        let twice = |places| Some(Problem::Twice { life: life.id.clone(), offsets: offsets.clone(), places, near: row.id });
+        if row.offset >= state.next {
+            state.counts.add(Place::Transaction, 1);
+            let was_there = !state.seen.insert(offsets.clone()).is_empty();
+            return if was_there { twice((Place::Transaction, Place::Transaction)) } else { None };
+        }
+        if state.missing.remove(offsets.clone()) > 0 {
+            state.counts.add(Place::Transaction, 1);
+            return None;
+        }
+        // Settled before: what is there?
+        if row.id > self.seen_before && row.offset >= life.purged.below {
+            return twice((Place::Transaction, Place::Transaction));
+        }
+        None
+    }
+
+    /// There are no more rows.
+    pub fn done(&mut self) {
+        self.is_done = true;
+    }
+
+    /// What can be settled now, at most `most` of them; none left: everything that was taken is settled.
+    pub fn windows(&self, most: usize) -> Vec<Window> {
+        let mut windows: Vec<Window> = self
+            .states
+            .iter()
+            .filter_map(|(key, state)| {
+                let life = state.life.as_ref()?;
+                let target = if self.is_done { life.position } else { state.seen.end().unwrap_or(i64::MIN).min(life.position) };
+                let offsets = state.next..target.min(state.next.saturating_add(WINDOW));
+                (offsets.start < offsets.end).then(|| Window { key: *key, life: life.id.clone(), offsets })
+            })
+            .collect();
+        windows.sort_by(|a, b| a.life.cmp(&b.life));
+        windows.truncate(most);
+        windows
+    }
+
+    /// Settles a window with what the tables hold of it. Holes wait in [`missing`](Self::missing).
+    pub fn settle(&mut self, window: &Window, holdings: &Holdings) -> Vec<Problem> {
+        let Some(state) = self.states.get_mut(&window.key) else { return Vec::new() };
+        let near = self.after;
+        let settled = look(&window.offsets, &state.seen, holdings);
+        for (place, n) in settled.counts {
+            state.counts.add(place, n);
+        }
+        if self.by_place {
+            let stored = state.seen.within(&window.offsets).map(|range| (Place::Transaction, range));
+            let others = holdings
+                .places
+                .iter()
+                .map(|(place, range)| (*place, range.start.max(window.offsets.start)..range.end.min(window.offsets.end)));
+            for (place, range) in stored.chain(others) {
+                let ranges = &mut state.ranges[place.index()];
+                if ranges.end().is_some_and(|end| end == range.start) || ranges.len() < RANGES {
+                    ranges.insert(range);
+                }
+            }
+        }
+        let purged = holdings.purged;
+        for hole in settled.holes {
+            let deleted = hole.start..hole.end.min(purged.below);
+            if !deleted.is_empty() {
+                state.holes += deleted.end - deleted.start;
+            }
+            state.missing.insert(hole.start.max(purged.below)..hole.end);
+        }
+        if let Some(life) = &mut state.life {
+            life.purged = purged;
+        }
+        state.seen.remove(window.offsets.clone());
+        state.next = window.offsets.end;
+        let twice = |(offsets, places)| Problem::Twice { life: window.life.clone(), offsets, places, near };
+        settled.twice.into_iter().map(twice).collect()
+    }
+
+    /// Settled offsets that are in no place, so far.
+    pub fn missing(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for state in self.states.values() {
+            let Some(life) = &state.life else { continue };
+            let missing = state.missing.ranges();
+            problems.extend(missing.map(|offsets| Problem::Missing { life: life.id.clone(), offsets, near: self.after }));
+        }
+        problems.sort_by_key(|problem| match problem {
+            Problem::Missing { life, offsets, .. } => (life.clone(), offsets.start),
+            _ => (LifeId { topic: Arc::from(""), partition: 0, incarnation: 0 }, 0),
+        });
+        problems
+    }
+
+    /// They have been said: from now on they count as settled.
+    pub fn forget_missing(&mut self) {
+        self.states.values_mut().for_each(|state| state.missing = Coverage::default());
+    }
+
+    /// Up to where each life is settled without a hole.
+    pub fn settled(&self) -> Vec<(LifeId, i64)> {
+        let lives = self.states.values().filter_map(|state| {
+            let first_hole = state.missing.ranges().next().map_or(i64::MAX, |hole| hole.start);
+            Some((state.life.as_ref()?.id.clone(), state.next.min(first_hole)))
+        });
+        let mut lives: Vec<(LifeId, i64)> = lives.collect();
+        lives.sort();
+        lives
+    }
+
+    /// What was found of each life.
+    pub fn results(&self) -> Vec<Outcome<'_>> {
+        let mut results: Vec<Outcome<'_>> = Vec::new();
+        for state in self.states.values() {
+            let State { life, begin, counts, holes, ranges, .. } = state;
+            if let Some(life) = life {
+                results.push(Outcome { life, begin: *begin, counts: *counts, deleted: *holes, ranges });
+            }
+        }
+        results.sort_by(|a, b| a.life.id.cmp(&b.life.id));
+        results
+    }
+
+    /// At the end of an audit over everything: whether as many offsets are missing as retention has deleted, at least before it
+    /// began (`before`), at most by now.
+    pub fn purged(&self, before: &HashMap<LifeId, i64>) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for Outcome { life, deleted: missing, .. } in self.results() {
+            let deleted = (before.get(&life.id).copied().unwrap_or(0), life.purged.offsets);
+            if missing < deleted.0 || missing > deleted.1 {
+                problems.push(Problem::Purged { life: life.id.clone(), below: life.purged.below, missing, deleted });
+            }
+        }
+        problems
+    }
+}
+
+/// What an audit has found of a life.
+#[derive(Debug, Clone)]
+pub struct Outcome<'a> {
+    /// Which.
+    pub life: &'a Life,
+    /// The first offset that was looked at.
+    pub begin: i64,
+    /// Offsets by place.
+    pub counts: Counts,
+    /// Offsets without a row where retention has deleted.
+    pub deleted: i64,
+    ranges: &'a [Coverage; 6],
+}
+
+impl Outcome<'_> {
+    /// Which offsets are in a place, ascending; at most [`RANGES`].
+    pub fn ranges(&self, place: Place) -> impl Iterator<Item = Offsets> + '_ {
+        self.ranges[place.index()].ranges()
+    }
+}
+
+/// Ids in ascending order, asked for in ascending order.
+struct Ids {
+    ids: Vec<i64>,
+    next: usize,
+    unmatched: Vec<i64>,
+}
+
+impl Ids {
+    fn new(mut ids: Vec<i64>) -> Self {
+        if !ids.is_sorted() {
+            ids.sort_unstable();
+        }
+        Self { ids, next: 0, unmatched: Vec::new() }
+    }
+
+    fn has(&mut self, id: i64) -> bool {
+        while let Some(&found) = self.ids.get(self.next) {
+            match found.cmp(&id) {
+                std::cmp::Ordering::Less => {
+                    if self.next == 0 || self.ids[self.next - 1] != found {
+                        self.unmatched.push(found);
+                    }
+                }
+                std::cmp::Ordering::Equal => {
+                    // Several attempts of one.
+                    while self.ids.get(self.next) == Some(&id) {
+                        self.next += 1;
+                    }
+                    return true;
+                }
+                std::cmp::Ordering::Greater => return false,
+            }
+            self.next += 1;
+        }
+        false
+    }
+
+    fn unmatched(mut self) -> Vec<i64> {
+        self.unmatched.extend_from_slice(&self.ids[self.next..]);
+        self.unmatched
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn life(position: i64) -> Life {
+        let id = LifeId { topic: Arc::from("t"), partition: 0, incarnation: 0 };
+        Life { id, number: Some(1), first: 0, position, audited: 0, purged: Purge::default() }
+    }
+
+    /// Transactions at these offsets, delivered; their ids come from `id` on.
+    fn chunk(id: i64, offsets: &[i64]) -> Chunk {
+        let rows: Vec<Row> =
+            (id..).zip(offsets).map(|(id, offset)| Row { id, topic: 1, partition: 0, incarnation: 0, offset: *offset }).collect();
+        let upto = id + offsets.len() as i64 - 1;
+        Chunk { upto, delivered: rows.iter().map(|row| row.id).collect(), rows, ..Chunk::default() }
+    }
+
+    /// Settles what can be, with nothing in the other tables.
+    fn settle(audit: &mut Audit) -> Vec<Problem> {
+        let windows = audit.windows(10);
+        windows.iter().flat_map(|window| audit.settle(window, &Holdings::default())).collect()
+    }
+
+    #[track_caller]
+    fn assert_missing(audit: &Audit, expected: &[Offsets]) {
+        let missing: Vec<Offsets> = audit.missing().iter().filter_map(|problem| Some(problem.place()?.1)).collect();
+        assert_eq!(missing, expected);
+    }
+
+    #[test]
+    fn a_row_of_a_second_round_fills_the_hole_that_it_left() {
+        let mut audit = Audit::from(0, 0);
+        assert!(audit.learn(&[life(6)]));
+        assert_eq!(audit.take(chunk(1, &[0, 1, 3, 4])), []);
+        assert_eq!(settle(&mut audit), []);
+        assert_missing(&audit, &[2..3]);
+        assert_eq!(audit.settled(), [(life(6).id, 2)]);
+        assert_eq!(audit.take(chunk(5, &[2])), []);
+        audit.done();
+        assert_eq!(settle(&mut audit), []);
+        assert_missing(&audit, &[5..6]);
+        // The last one comes with an id of the time before.
+        assert_eq!(audit.take(chunk(6, &[5])), []);
+        assert_missing(&audit, &[]);
+        assert!(audit.is_finished() && audit.learn(&[life(6)]) && !audit.learn(&[life(4)]), "a position went back");
+    }
+
+    #[test]
+    fn rows_come_before_what_is_known_of_their_life_and_of_its_topic() {
+        let mut audit = Audit::from(0, 0);
+        assert_eq!(audit.take(chunk(1, &[0, 1, 2])), []);
+        audit.learn(&[Life { number: None, ..life(0) }]);
+        audit.learn(&[life(3)]);
+        audit.done();
+        assert_eq!(settle(&mut audit), []);
+        assert_missing(&audit, &[]);
+        assert!(audit.is_finished());
+    }
+
+    #[test]
+    fn what_retention_deleted_is_only_counted() {
+        let mut audit = Audit::whole();
+        let purged = Purge { below: 4, offsets: 3 };
+        audit.learn(&[Life { purged, ..life(6) }]);
+        audit.take(chunk(1, &[2]));
+        audit.done();
+        let windows = audit.windows(10);
+        assert_eq!(audit.settle(&windows[0], &Holdings { places: vec![(Place::Skipped, 5..9)], purged }), []);
+        assert_missing(&audit, &[4..5]);
+        let deleted = |n| HashMap::from([(life(6).id, n)]);
+        assert_eq!(audit.purged(&deleted(3)), []);
+        assert_eq!(audit.purged(&deleted(4)).len(), 1, "less is missing than was deleted");
+    }
+}
