@@ -69,6 +69,21 @@ fn librdkafkas_own_words_for_tls_and_sasl_are_refused_with_the_key_to_use() {
     accepts(&["kafka.librdkafka.group.protocol=consumer"]);
 }
 
+#[test]
+#[cfg_attr(not(feature = "librdkafka"), ignore = "of builds with librdkafka")]
+fn a_command_that_does_not_speak_to_kafka_needs_none_of_its_files() {
+    let text = format!(
+        "{BASE}[kafka.tls]\nca_file = \"/nonexistent/ca\"\n[kafka.sasl]\nusername = \"u\"\npassword_file = \"/nonexistent/p\"\n"
+    );
+    assert_eq!(read(&text, &[]).expect_err("nothing is there").len(), 2);
+    let sets: Vec<String> = crate::config::KAFKA_FILES.iter().map(|(key, nothing)| format!("{key}={nothing}")).collect();
+    let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+    read(&text, &sets).expect("nothing is looked for");
+    // Nor do they switch anything on.
+    let config = read(BASE, &sets).expect("loads");
+    assert!(config.kafka.tls.is_none() && config.kafka.sasl.is_none());
+}
+
 #[cfg(feature = "kafka")]
 #[test]
 fn what_the_pure_rust_client_cannot_give_is_refused_by_name() {

@@ -36,7 +36,6 @@ fn what_belongs_to_later_versions_is_refused_and_not_ignored() {
         assert!(problems.len() == 1 && problems[0].starts_with("F:6:"), "{problems:?}");
         assert!(problems[0].contains(&format!(": {key}: this version does not have ")), "{problems:?}");
     }
-    check(&format!("{BASE}[kafka.tls]\nca_file = \"\"\n"), &["F:8:8: kafka.tls: this version does not have..."]);
     accepts(&["downstream.rate_limit=0"]);
 }
 
