@@ -140,7 +140,10 @@ impl Written {
     /// Whether the table's header, or a key of it, stands in the file or on the command line; nothing in quotes there is nothing.
     pub fn is_table_written(&self, table: &str) -> bool {
         let inside = |path: &str| path.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'));
-        self.tables.contains_key(table) || self.values.keys().any(|path| inside(path)) || self.bad.iter().any(|path| inside(path))
+        let says = |(value, at): &(Value, At)| *at != At::Set || !matches!(value, Value::Text(text) if text.is_empty());
+        self.tables.contains_key(table)
+            || self.values.iter().any(|(path, value)| inside(path) && says(value))
+            || self.bad.iter().any(|path| inside(path))
     }
 
     /// Where a table begins, for what is wrong with it as a whole.
