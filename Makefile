@@ -1,6 +1,6 @@
 # Each target sets up what it needs on a fresh Debian or Ubuntu and says what it installs. Nothing of the system is started.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-postgres test-clients test-long test-systemd lint bench bench-peers install build
+.PHONY: help demo test test-postgres test-clients test-long test-systemd lint bench bench-herd bench-peers install build
 
 # Outside the clone, so that a fresh clone finds what was built before.
 cache := $(or $(TXRELAY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/txrelay)
@@ -78,6 +78,9 @@ bench: ## deliveries/s, CPU, commits, WAL, RSS, latency, growth, and restarts af
 
 bench-peers: ## txrelay beside graphile-worker, River and Bento in one run (needs Go and Node; ARGS=--quick)
 	@benches/peers.sh $(ARGS)
+
+bench-herd: ## a service that fails for a minute and comes back: what it is sent, and an SVG of it (ARGS=--quick, HERD_KINDS="503 hang")
+	@benches/herd.sh $(ARGS)
 
 install: $(if $(BINARY),,build) ## binary, unit, example configuration and documents, under DESTDIR and PREFIX
 	install -D -m 755 $(or $(BINARY),$(CARGO_TARGET_DIR)/release/txrelay) $(DESTDIR)$(PREFIX)/bin/txrelay

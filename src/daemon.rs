@@ -11,7 +11,8 @@ use crossbeam_channel::{Receiver, bounded, select, tick, unbounded};
 use sha2::{Digest, Sha256};
 
 use crate::config::{Config, Current, Refused};
-use crate::deliver::{Acceptances, Claimer, Fill, Flow, Settler, Worker};
+use crate::core::gate::suspects;
+use crate::deliver::{Acceptances, Claimer, Fill, Flow, Permits, Settler, Worker};
 use crate::downstream::Service;
 use crate::ingest::{Consumer, ConsumerParts};
 use crate::ops::certificates::Certificates;
@@ -27,7 +28,7 @@ use crate::ops::throttle::Throttle;
 use crate::ops::watchdog::Watchdog;
 use crate::ops::{VERSION, doorman, exporter, logging, systemd};
 use crate::source::{self, SourceError, TroubleKind};
-use crate::store::{ERROR_KINDS, LeaseTime, Link, Patience, Pool, Room, Timelines};
+use crate::store::{ERROR_KINDS, GateBoard, LeaseTime, Link, Patience, Pool, Room, Timelines};
 use crate::upkeep::Upkeep;
 
 /// What was last said about the health.
@@ -70,6 +71,7 @@ struct Running {
     links: Vec<(&'static str, Patience)>,
     pulses: Pulses,
     room: Arc<Room>,
+    permits: Arc<Permits>,
     /// Dropped first at a stop.
     fill: Fill,
     _instance: Option<Instance>,
@@ -203,7 +205,9 @@ fn start(current: &Current) -> anyhow::Result<Running> {
     let (to_settler, for_settler) = bounded(1);
     // Not counted yet.
     let open_deliveries = Arc::new(AtomicI64::new(-1));
+    let board = Arc::new(GateBoard::default());
     let keeper = Upkeep {
+        gate: board.clone(),
         config: current.clone(),
         open: open_deliveries.clone(),
         pool: Pool::new(&config.postgres, &config.name, &timelines),
@@ -227,12 +231,23 @@ fn start(current: &Current) -> anyhow::Result<Running> {
     let outcomes = flow.outcomes.1;
     thread("settler".into(), Box::new(move || settler.run(&for_settler, &outcomes)))?;
 
+    let permits = Permits::new(
+        Permits::settings(config),
+        &config.file,
+        room.clone(),
+        metrics.clone(),
+        health.clone(),
+        board,
+        open_deliveries.clone(),
+    );
     let acceptances = Arc::new(Acceptances::default());
     let said = Arc::new(Mutex::new(Throttle::per_minute()));
     for n in 0..config.downstream.workers {
         let worker = Worker {
             transport: service.transport(),
             acceptances: acceptances.clone(),
+            permits: permits.clone(),
+            suspects: (n < suspects::workers(config.downstream.workers)).then(|| flow.suspects.1.clone()),
             room: room.clone(),
             config: current.clone(),
             metrics: metrics.clone(),
@@ -246,6 +261,9 @@ fn start(current: &Current) -> anyhow::Result<Running> {
     let claimer = Claimer {
         link: link("claimer"),
         room: room.clone(),
+        permits: permits.clone(),
+        suspects: flow.suspects.0,
+        put_off: config.gate.probe_cap,
         time,
         poll: Claimer::POLL,
         fitting: 500,
@@ -296,6 +314,7 @@ fn start(current: &Current) -> anyhow::Result<Running> {
         links,
         pulses,
         room,
+        permits,
         fill,
         _instance: instance,
     })
@@ -391,6 +410,7 @@ fn reload(current: &Current, running: &Running) {
                 // The reload has found nothing wrong with them: somebody is writing them at this moment.
                 Err(problem) => log::error!("{problem}; what was read before stays in use"),
             }
+            running.permits.reload(&current.get());
             logging::set_level(current.get().log.level);
             if changed.is_empty() {
                 log::info!("configuration reloaded: nothing has changed");

@@ -116,3 +116,13 @@ comment on column pipeline.audit_by is 'process.id of who does it.';
 comment on column pipeline.audit_whole_next is 'tx.id up to which the present pass over everything has come; null: none is under way.';
 comment on column pipeline.audit_whole_began_at is 'When the pass under way began, or the last one.';
 comment on column pipeline.audit_whole_at is 'When a pass over everything last reached its end.';
+
+alter table process
+  add column gate_open boolean not null default true,
+  add column gate_rate float8,
+  add column gate_why text,
+  add column gate_since timestamptz,
+  add column next_probe_at timestamptz;
+comment on column process.gate_open is 'False: the service fails, and only probes are sent; or it has asked for a pause.';
+comment on column process.gate_rate is 'Requests per second that the gate lets through; null while it does not limit them.';
+comment on column process.gate_since is 'Since when the gate is as it is; null: since the start.';

@@ -66,6 +66,9 @@ fn on_a_screen(name: &str, status: &Status) -> String {
     }
     for process in &status.processes {
         line("process", describe(process));
+        if !process.is_silent() {
+            line("gate", gate(process));
+        }
     }
     if status.processes.is_empty() {
         line("process", "none: txrelay does not run (systemctl status 'txrelay@*')".to_owned());
@@ -89,6 +92,16 @@ fn describe(process: &ProcessRow) -> String {
     format!("{id} on {host} (pid {pid}, {version}), {in_flight} in flight: {status}")
 }
 
+fn gate(process: &ProcessRow) -> String {
+    let since = process.gate_age.map_or(String::new(), |age| format!(" since {}", ago(age)));
+    if process.gate_open {
+        let rate = process.gate_rate.map_or(String::new(), |rate| format!(", {rate:.0} requests per second"));
+        return format!("open{since}{rate}");
+    }
+    let next = process.next_probe.map_or(String::new(), |next| format!("; next probe in {}", ago(next)));
+    format!("shut{since}{next}")
+}
+
 fn in_json(name: &str, status: &Status) -> String {
     let states: serde_json::Map<String, serde_json::Value> =
         status.gauges.states().into_iter().map(|(state, n)| (state.to_owned(), n.into())).collect();
@@ -96,7 +109,9 @@ fn in_json(name: &str, status: &Status) -> String {
         status.gauges.imbalances().labelled().into_iter().map(|(equation, off)| (equation.to_owned(), off.into())).collect();
     let process = |p: &ProcessRow| {
         json!({ "id": p.id, "host": p.host, "pid": p.pid, "version": p.version, "silent_seconds": p.silent,
-            "in_flight": p.in_flight, "stalled": p.stalled, "status": p.status })
+            "in_flight": p.in_flight, "stalled": p.stalled, "status": p.status,
+            "gate": { "open": p.gate_open, "rate": p.gate_rate, "why": p.gate_why, "since_seconds": p.gate_age,
+                "next_probe_seconds": p.next_probe } })
     };
     let position = |p: &crate::store::PositionRow| {
         json!({ "topic": p.topic, "partition": p.partition, "incarnation": p.incarnation, "next_offset": p.next_offset,

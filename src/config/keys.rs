@@ -156,10 +156,6 @@ const fn reload(path: &'static str, kind: Kind, given: Given, doc: &'static str)
     Key { path, kind, given, change: Change::Reload, doc, later: None }
 }
 
-const fn later(path: &'static str, what: &'static str) -> Key {
-    Key { path, kind: Text, given: Unset(""), change: Change::Restart, doc: "", later: Some(what) }
-}
-
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
@@ -314,7 +310,12 @@ pub static KEYS: &[Key] = &[
         "Connections idle for longer are not used again. Keep it below the service's own keep-alive.",
     ),
     key("downstream.workers", Count(1, 1024), Default("32"), "Worker threads: the most requests in flight."),
-    later("downstream.rate_limit", "a rate limit"),
+    reload(
+        "downstream.rate_limit",
+        Count(0, 1_000_000),
+        Default("0"),
+        "Most requests per second of this process, however many are due. 0 = no limit.",
+    ),
     key(
         "downstream.content_type",
         Text,
@@ -411,13 +412,23 @@ pub static KEYS: &[Key] = &[
         "A transaction that has failed by itself for this long is dead: kept, for a person. Outages of the service do not count.",
     ),
     reload(
+        "gate.shut_after",
+        Count(1, 1000),
+        Default("20"),
+        "Failures in a row, each of another transaction and none accepted between, after which the gate shuts: the service, or\nthe way to it, is broken, and nothing is sent but a probe from time to time. What waits loses nothing.",
+    ),
+    reload(
+        "gate.probe_every",
+        Period(ms(1), hours(1)),
+        Default("\"5s\""),
+        "Between two probes while the gate is shut, +-20 %. One that is accepted opens it. After 20 failed ones the time doubles\nup to probe_cap.",
+    ),
+    reload(
         "gate.probe_cap",
         Period(ms(1), hours(1)),
         Default("\"30s\""),
-        "Longest wait before trying again after a fault of the service.",
+        "Longest time between two probes, and longest wait of one transaction after a fault of the service.",
     ),
-    later("gate.shut_after", "the gate that shuts"),
-    later("gate.probe_every", "the gate that probes"),
     key(
         "metrics.listen",
         Text,

@@ -36,7 +36,7 @@ fn whole(file: &Path, sets: &[String], w: &mut Written) -> Option<Config> {
     let timeout = w.period("downstream.timeout").map(|(d, _)| d);
     let postgres = postgres(w, name.as_deref(), timeout);
     let retry = retry(w);
-    let probe_cap = w.period("gate.probe_cap");
+    let gate = gate(w);
     let metrics_listen = w.parsed("metrics.listen", |text| {
         text.parse::<SocketAddr>()
             .map_err(|_| "must be an address and a port, such as \"127.0.0.1:19470\" or \"[::]:19470\"".to_string())
@@ -71,7 +71,7 @@ fn whole(file: &Path, sets: &[String], w: &mut Written) -> Option<Config> {
         postgres,
         downstream: downstream?,
         retry: retry?,
-        gate: Gate { probe_cap: probe_cap?.0 },
+        gate: gate?,
         metrics_listen: metrics_listen?,
         log: log?,
         retention: Retention { delivered: delivered?, dead: dead?, rejected: rejected? },
@@ -197,6 +197,7 @@ fn downstream(w: &mut Written) -> Option<Downstream> {
         w.report(at, path, format!("downstream.connect_timeout (\"{connect}\") must not be longer than downstream.timeout (\"{timeout}\"), which it is a part of"));
     }
     let workers = w.count("downstream.workers");
+    let rate_limit = w.count("downstream.rate_limit");
     let content_type = w.parsed("downstream.content_type", |v| http::check_value(v).map(|()| v.to_string()));
     let idempotency_header = w.parsed("downstream.idempotency_header", |n| http::check_name(n).map(|()| n.to_string()));
     let key_header = idempotency_header.clone().unwrap_or_default();
@@ -231,6 +232,7 @@ fn downstream(w: &mut Written) -> Option<Downstream> {
         connect_timeout: connect_timeout?.0,
         idle_timeout: idle_timeout?.0,
         workers: workers? as usize,
+        rate_limit: std::num::NonZeroU32::new(rate_limit?),
         content_type: content_type?,
         idempotency_header: idempotency_header?,
         idempotency_format: idempotency_format?,
@@ -256,6 +258,20 @@ fn retry(w: &mut Written) -> Option<Retry> {
     in_order(("retry.base", base), ("retry.cap", cap));
     in_order(("retry.cap", cap), ("retry.give_up_after", give_up_after));
     Some(Retry { base: base?.0, cap: cap?.0, give_up_after: give_up_after?.0 })
+}
+
+fn gate(w: &mut Written) -> Option<Gate> {
+    let shut_after = w.count("gate.shut_after");
+    let (probe_every, probe_cap) = (w.period("gate.probe_every"), w.period("gate.probe_cap"));
+    if let (Some((every, every_at)), Some((cap, at))) = (probe_every, probe_cap)
+        && every > cap
+        && w.is_written("gate.probe_every")
+    {
+        let (path, at) = if w.is_written("gate.probe_cap") { ("gate.probe_cap", at) } else { ("gate.probe_every", every_at) };
+        let (every, cap) = (show_duration(every), show_duration(cap));
+        w.report(at, path, format!("gate.probe_every (\"{every}\") must not be longer than gate.probe_cap (\"{cap}\")"));
+    }
+    Some(Gate { shut_after: shut_after? as usize, probe_every: probe_every?.0, probe_cap: probe_cap?.0 })
 }
 
 fn log(w: &mut Written) -> Option<Log> {

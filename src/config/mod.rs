@@ -285,6 +285,8 @@ pub struct Downstream {
     pub idle_timeout: Duration,
     /// Worker threads = most requests in flight.
     pub workers: usize,
+    /// Requests per second; `None`: no limit.
+    pub rate_limit: Option<std::num::NonZeroU32>,
     /// Unless the record brings its own.
     pub content_type: String,
     /// Name of the idempotency header.
@@ -326,7 +328,11 @@ pub struct Retry {
 /// `[gate]`
 #[derive(Debug, Clone, Copy)]
 pub struct Gate {
-    /// Longest wait after a fault of the service.
+    /// Failures in a row after which it shuts; at least 1.
+    pub shut_after: usize,
+    /// Between two probes, +-20 %.
+    pub probe_every: Duration,
+    /// Longest time between two, and longest wait after a fault of the service.
     pub probe_cap: Duration,
 }
 

@@ -223,16 +223,7 @@ impl Written {
 
     fn take(&mut self, key: &'static Key, value: &DeValue<'_>, key_at: At, at: At, place: &dyn Fn(usize) -> At) {
         if let Some(what) = key.later {
-            // 0 = none is what this version does anyway.
-            let harmless = key.path == "downstream.rate_limit"
-                && match value {
-                    DeValue::Integer(i) => i.as_str() == "0",
-                    DeValue::String(s) => s == "0",
-                    _ => false,
-                };
-            if !harmless {
-                self.refuse(key.path, key_at, format!("this version does not have {what} yet: take it out"));
-            }
+            self.refuse(key.path, key_at, format!("this version does not have {what} yet: take it out"));
             return;
         }
         match convert(key, value, at, place) {

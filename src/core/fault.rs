@@ -41,6 +41,8 @@ pub struct Attempted {
     pub spent: Duration,
     /// What the service asked for, parsed and clamped.
     pub retry_after: Option<Duration>,
+    /// The gate is shut: a refusal, too, is then the service's.
+    pub gate_is_shut: bool,
 }
 
 /// What becomes of the delivery.
@@ -87,13 +89,14 @@ impl DeadReason {
 /// Decides from one attempt. `jitter` is drawn from [0, 1).
 ///
 /// An exhausted budget kills only at a failure of the delivery's own: during an outage even a delivery at the end of its
-/// budget stays. `throttled` never spends, whoever is accepted beside it.
+/// budget stays. `throttled` never spends, whoever is accepted beside it. A refusal is final only while the gate is open: a
+/// deploy that refuses everything must not kill what comes after the run that shut it.
 pub fn decide(attempted: &Attempted, policy: &Policy, jitter: f64) -> Next {
-    let Attempted { outcome, whose, attempt, spent, retry_after } = *attempted;
+    let Attempted { outcome, whose, attempt, spent, retry_after, gate_is_shut } = *attempted;
     let whose = match outcome {
         Outcome::Delivered => return Next::Done,
-        Outcome::Refused => return Next::Dead { reason: DeadReason::Refused },
-        Outcome::Throttled => Whose::Service,
+        Outcome::Refused if !gate_is_shut => return Next::Dead { reason: DeadReason::Refused },
+        Outcome::Refused | Outcome::Throttled => Whose::Service,
         Outcome::Retry | Outcome::Down | Outcome::Misconfigured | Outcome::Lost => whose,
     };
     match whose {
@@ -173,9 +176,17 @@ mod tests {
             (Throttled, Whose::Service, 1, secs(0), Some(secs(0)), again(1, 0)),
         ];
         for (outcome, whose, attempt, spent, retry_after, expected) in table {
-            let attempted = Attempted { outcome, whose, attempt, spent, retry_after };
+            let attempted = Attempted { outcome, whose, attempt, spent, retry_after, gate_is_shut: false };
             assert_eq!(decide(&attempted, &POLICY, 1.0), expected, "{attempted:?}");
         }
+        let probe =
+            |outcome| Attempted { outcome, whose: Whose::Own, attempt: 3, spent: over, retry_after: None, gate_is_shut: true };
+        assert_eq!(decide(&probe(Refused), &POLICY, 1.0), again(4, 0), "while the gate is shut refused ones stay");
+        assert_eq!(
+            decide(&probe(Retry), &POLICY, 1.0),
+            dead(DeadReason::GaveUp),
+            "another was accepted since, and it is at its end"
+        );
     }
 
     proptest! {
@@ -186,7 +197,7 @@ mod tests {
             let mut attempt = 0;
             loop {
                 attempt += 1;
-                let attempted = Attempted { outcome: Outcome::Retry, whose: Whose::Own, attempt, spent, retry_after: None };
+                let attempted = Attempted { outcome: Outcome::Retry, whose: Whose::Own, attempt, spent, retry_after: None, gate_is_shut: false };
                 match decide(&attempted, &POLICY, jitters.next().expect("cycles")) {
                     Next::Again { delay, spend } => {
                         prop_assert_eq!(delay, spend);
@@ -203,12 +214,14 @@ mod tests {
         }
 
         #[test]
-        fn an_outage_of_any_length_kills_nothing(spent_secs: u64, attempt: i32, jitter in 0.0f64..1.0, code in 2i16..=7) {
+        fn an_outage_of_any_length_kills_nothing(
+            spent_secs: u64, attempt: i32, jitter in 0.0f64..1.0, code in 2i16..=7, gate_is_shut: bool,
+        ) {
             let outcome = Outcome::from_code(code).expect("a code");
-            prop_assume!(outcome != Outcome::Refused);
+            prop_assume!(outcome != Outcome::Refused || gate_is_shut);
             // Nothing was accepted since the previous attempt.
             let whose = whose(Some(secs(5)), Some(secs(6)));
-            let attempted = Attempted { outcome, whose, attempt, spent: secs(spent_secs), retry_after: None };
+            let attempted = Attempted { outcome, whose, attempt, spent: secs(spent_secs), retry_after: None, gate_is_shut };
             match decide(&attempted, &POLICY, jitter) {
                 Next::Again { delay, spend } => prop_assert!(spend.is_zero() && delay <= POLICY.probe_cap),
                 next => prop_assert!(false, "{:?}", next),

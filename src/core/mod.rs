@@ -1,4 +1,4 @@
-//! Pure decisions: records, identification, outcomes, whose fault a failure is, backoff, room, clocks, the ledger's equations.
+//! Pure decisions: records, identification, outcomes, whose fault a failure is, backoff, the gate, room, clocks, the ledger's equations.
 //!
 //! Nothing here does I/O, reads a clock, draws a random number or logs: `now` and jitter are arguments. Every room may
 //! use this one, and it uses none.
@@ -10,6 +10,7 @@ pub mod backoff;
 pub mod clock;
 pub mod coverage;
 pub mod fault;
+pub mod gate;
 pub mod headers;
 pub mod hole;
 pub mod idempotency;

@@ -289,6 +289,14 @@ pub fn classify_failure(kind: FailureKind) -> Outcome {
     }
 }
 
+/// Whether it looks as if the service had too much to do: less would have been accepted. A 500 or a timeout does not say so.
+pub fn is_overload(answered: Result<u16, FailureKind>) -> bool {
+    match answered {
+        Ok(status) => matches!(status, 429 | 502 | 503),
+        Err(kind) => matches!(kind, FailureKind::Connect | FailureKind::Reset),
+    }
+}
+
 /// The longest Retry-After that is obeyed.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 

@@ -18,6 +18,12 @@ pub fn limit(workers: usize, mean_request: Duration, lease: Duration) -> usize {
     usize::try_from(rows).unwrap_or(usize::MAX).clamp(1, ROWS_MAX)
 }
 
+/// How many rows can start within a third of the lease at `rate` per second; at least 1.
+pub fn limit_at(rate: f64, lease: Duration) -> usize {
+    // A float too large for an integer becomes the largest one.
+    ((rate * lease.as_secs_f64() / 3.0) as usize).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,6 +45,12 @@ mod tests {
         ] {
             assert_eq!(limit(workers, mean_request, lease), rows, "{workers} workers, {mean_request:?}, lease {lease:?}");
         }
+    }
+
+    #[test]
+    fn a_paced_gate_takes_no_more_than_it_lets_through() {
+        let minute = Duration::from_secs(60);
+        assert_eq!([f64::INFINITY, 20.0, 0.1, 0.0].map(|rate| limit_at(rate, minute)), [usize::MAX, 400, 2, 1]);
     }
 
     proptest! {

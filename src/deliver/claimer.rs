@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 
+use super::permits::{Permits, Plan, is_suspect};
+use crate::core::gate::suspects;
 use crate::failpoint::failpoint;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -24,6 +26,12 @@ pub struct Claimer {
     pub link: Link,
     /// Where slots are reserved before a claim.
     pub room: Arc<Room>,
+    /// Says what may be claimed.
+    pub permits: Arc<Permits>,
+    /// Where those go that have failed by themselves.
+    pub suspects: Sender<Leased>,
+    /// How long a suspect that finds no place is put off, about.
+    pub put_off: Duration,
     /// Length of leases.
     pub time: LeaseTime,
     /// Longest time without a look; [`Claimer::POLL`] but for tests that prove the wake-up.
@@ -60,6 +68,7 @@ impl Claimer {
         let mut floor = Floor::default();
         let mut throttle = Throttle::per_minute();
         let mut rest = Duration::ZERO;
+        let mut arrived = false;
         loop {
             // `rest` is at most `poll`, which is an hour in a test.
             pulse::at("waiting until something is due", pulse::PROMPT.map(|bound| bound + self.poll));
@@ -67,7 +76,8 @@ impl Claimer {
             // The token is taken before the look: what becomes due during the look leaves another one.
             select! {
                 recv(self.stop.signal()) -> _ => return Ok(()),
-                recv(wake) -> _ => {}
+                recv(wake) -> _ => arrived = true,
+                recv(self.permits.on_changed) -> _ => {}
                 recv(self.room.on_freed) -> _ => {}
                 default(rest) => {}
             }
@@ -75,8 +85,19 @@ impl Claimer {
                 rest = Duration::from_millis(100);
                 continue;
             }
+            let plan = self.permits.plan(std::mem::take(&mut arrived));
+            if let Plan::Rest(time) = plan {
+                // What was due while the gate was shut may lie below what a claim looked at before.
+                floor.reset();
+                rest = time.min(self.poll);
+                continue;
+            }
             pulse::at("claiming", pulse::REMOTE);
-            rest = match self.turn(process, &mut floor, handoff) {
+            let turn = match plan {
+                Plan::Probe => self.probe(process, handoff),
+                Plan::Claim | Plan::Rest(_) => self.turn(process, &mut floor, handoff),
+            };
+            rest = match turn {
                 Ok(rest) => {
                     self.health.go("claimer", "postgres");
                     rest
@@ -104,12 +125,7 @@ impl Claimer {
             self.room.want(CLAIM_LIMITS[1]);
             return Ok(self.poll);
         };
-        // A claim whose commit was in doubt: what it leased was not sent, and would otherwise wait for the lease's end.
-        if let Some(lease) = self.in_doubt {
-            let length = self.time.lease;
-            self.link.run(|session| session.give_back_lease(lease, length))?;
-            self.in_doubt = None;
-        }
+        self.clear_doubt()?;
         let who = Claimant { process, lease: rand::random(), time: self.time };
         let now = Instant::now();
         let from = floor.take(now);
@@ -121,12 +137,9 @@ impl Claimer {
         self.note(limit, &claims, rows, now);
         // Large payloads fill the room before the rows do: claim no more than fits, and try more again bit by bit.
         self.fitting = if claimed.too_much.is_empty() { self.fitting * 2 } else { rows }.clamp(1, CLAIM_LIMITS[3]);
-        for leased in claimed.rows {
-            // As many slots as places: never blocks. Nobody receives only when the workers are gone, and the lease ends then.
-            let _ = handoff.send(leased);
-        }
+        self.hand_over(claimed.rows, handoff)?;
         if !claimed.too_much.is_empty() {
-            self.link.run(|session| session.give_back(&claimed.too_much))?;
+            self.link.run(|session| session.give_back(&claimed.too_much, Duration::ZERO))?;
             self.metrics.given_back_total.inc_by(claimed.too_much.len() as u64);
             // Memory is full of large payloads: a moment, so that workers can take some, and not a loop of claims.
             return Ok(Duration::from_millis(100));
@@ -138,6 +151,60 @@ impl Claimer {
         // Due, and yet nothing was claimed: paused, or another's transaction holds it. Then looking at once is no use.
         let least = if rows == 0 { Duration::from_millis(100) } else { Duration::from_millis(1) };
         Ok(next.map_or(self.poll, |next| next.clamp(least.min(self.poll), self.poll)))
+    }
+
+    /// One delivery, to find out whether the service accepts again.
+    fn probe(&mut self, process: ProcessId, handoff: &Sender<Leased>) -> Result<Duration, StoreError> {
+        // What was leased before is on its way back.
+        let Some(room) = self.room.reserve_rows(1) else { return Ok(Duration::from_millis(100)) };
+        self.clear_doubt()?;
+        let who = Claimant { process, lease: rand::random(), time: self.time };
+        self.in_doubt = Some(who.lease);
+        let mut claimed = self.link.run(|session| session.claim_probe(who, room))?;
+        self.in_doubt = None;
+        let Some(leased) = claimed.rows.pop() else {
+            if !claimed.too_much.is_empty() {
+                self.link.run(|session| session.give_back(&claimed.too_much, Duration::ZERO))?;
+            }
+            // Nothing is open, or delivering is paused: what arrives wakes this thread.
+            return Ok(self.poll);
+        };
+        self.permits.probe_claimed();
+        // As for all: never blocks.
+        let _ = handoff.send(leased);
+        Ok(Duration::ZERO)
+    }
+
+    /// A claim whose commit was in doubt: what it leased was not sent, and would otherwise wait for the lease's end.
+    fn clear_doubt(&mut self) -> Result<(), StoreError> {
+        if let Some(lease) = self.in_doubt {
+            let length = self.time.lease;
+            self.link.run(|session| session.give_back_lease(lease, length))?;
+            self.in_doubt = None;
+        }
+        Ok(())
+    }
+
+    /// To the workers. As many slots as places: never blocks. Nobody receives only when the workers are gone, and the lease ends
+    /// then. Suspects beyond their part of the room are put off: waiting in memory they would keep others out of it.
+    fn hand_over(&mut self, rows: Vec<Leased>, handoff: &Sender<Leased>) -> Result<(), StoreError> {
+        let (_, _, limit) = self.room.held();
+        let mut too_many = Vec::new();
+        for leased in rows {
+            if !is_suspect(&leased) {
+                let _ = handoff.send(leased);
+            } else if self.suspects.len() < suspects::room(limit) {
+                let _ = self.suspects.send(leased);
+            } else {
+                too_many.push((leased.id, leased.lease));
+            }
+        }
+        if !too_many.is_empty() {
+            let delay = self.put_off.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+            self.link.run(|session| session.give_back(&too_many, delay))?;
+            self.metrics.given_back_total.inc_by(too_many.len() as u64);
+        }
+        Ok(())
     }
 
     /// The largest limit that there is room for.

@@ -14,6 +14,8 @@ pub struct Flow {
     /// Leased rows for the workers: from the consumer (born leased) and the claimer. As large as the room, in which each row
     /// has a slot before it is leased, so that sending never blocks.
     pub handoff: (Sender<Leased>, Receiver<Leased>),
+    /// Those of them that have failed by themselves before: only a quarter of the workers takes these.
+    pub suspects: (Sender<Leased>, Receiver<Leased>),
     /// What became of them. When PostgreSQL is away it fills, and the workers stop sending: the brake. Two batches deep, so
     /// that workers go on while one is being written.
     pub outcomes: (Sender<Settlement>, Receiver<Settlement>),
@@ -28,6 +30,7 @@ pub struct Flow {
 #[derive(Debug)]
 pub struct Fill {
     handoff: Receiver<Leased>,
+    suspects: Receiver<Leased>,
     outcomes: Receiver<Settlement>,
     wake: Receiver<()>,
     unsettled: Arc<AtomicBool>,
@@ -38,8 +41,9 @@ impl Fill {
     pub fn words(&self) -> String {
         let of = |len: usize, capacity: Option<usize>| format!("{len} of {}", capacity.unwrap_or_default());
         format!(
-            "handoff {}, outcomes {}, wake {}{}",
+            "handoff {}, suspects {}, outcomes {}, wake {}{}",
             of(self.handoff.len(), self.handoff.capacity()),
+            of(self.suspects.len(), self.suspects.capacity()),
             of(self.outcomes.len(), self.outcomes.capacity()),
             of(self.wake.len(), self.wake.capacity()),
             if self.unsettled.load(Ordering::Acquire) { ", outcomes are kept that PostgreSQL does not have" } else { "" }
@@ -52,6 +56,7 @@ impl Flow {
     pub fn fill(&self) -> Fill {
         Fill {
             handoff: self.handoff.1.clone(),
+            suspects: self.suspects.1.clone(),
             outcomes: self.outcomes.1.clone(),
             wake: self.wake.1.clone(),
             unsettled: self.unsettled.clone(),
@@ -61,6 +66,12 @@ impl Flow {
     /// Empty.
     #[expect(clippy::new_without_default, reason = "it is no value, it is the wiring of one process")]
     pub fn new() -> Self {
-        Self { handoff: bounded(ROWS_MAX), outcomes: bounded(1024), wake: bounded(1), unsettled: Arc::default() }
+        Self {
+            handoff: bounded(ROWS_MAX),
+            suspects: bounded(ROWS_MAX),
+            outcomes: bounded(1024),
+            wake: bounded(1),
+            unsettled: Arc::default(),
+        }
     }
 }

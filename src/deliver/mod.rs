@@ -6,11 +6,14 @@
 mod acceptances;
 mod claimer;
 mod flow;
+mod notices;
+mod permits;
 mod settler;
 mod worker;
 
 pub use acceptances::Acceptances;
 pub use claimer::Claimer;
 pub use flow::{Fill, Flow};
+pub use permits::{Permits, Plan};
 pub use settler::Settler;
 pub use worker::Worker;

@@ -3,13 +3,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, select};
 
 use super::acceptances::Acceptances;
+use super::permits::{Answered, Permits};
 use crate::config::{Config, Current};
 use crate::core::backoff::Policy;
 use crate::core::fault::{Attempted, Next, decide, whose};
-use crate::core::outcome::{Outcome, Overrides, Sent, classify_failure, parse_retry_after};
+use crate::core::outcome::{Outcome, Sent, classify_failure, is_overload, parse_retry_after};
 use crate::core::text::{ERROR_MAX, clean_text};
 use crate::downstream::{Answer, Delivery, Transport};
 use crate::failpoint::failpoint;
@@ -25,6 +26,10 @@ pub struct Worker {
     pub transport: Box<dyn Transport>,
     /// Shared by all workers.
     pub acceptances: Arc<Acceptances>,
+    /// Asked before each request, told of each answer.
+    pub permits: Arc<Permits>,
+    /// Where deliveries come from that have failed by themselves; `None`: it takes none of those.
+    pub suspects: Option<Receiver<Leased>>,
     /// Learns how long requests take.
     pub room: Arc<Room>,
     /// Waits and budget, as last reloaded.
@@ -43,15 +48,17 @@ impl Worker {
         let bound = Some(self.config.get().downstream.timeout + Duration::from_secs(10));
         loop {
             pulse::at("waiting for a delivery", None);
-            let Ok(mut leased) = handoff.recv() else { return Ok(()) };
-            pulse::at("sending", bound);
+            let Some(mut leased) = self.next(handoff) else { return Ok(()) };
             failpoint("thread-worker");
             // Room bounds what waits for a worker; this one waits no longer.
             leased.slot = None;
-            let what = if self.stop.is_stopping() || Instant::now() >= leased.deadline {
+            let may_start = self.permits.start(&leased, &self.stop);
+            let what = if !may_start || self.stop.is_stopping() || Instant::now() >= leased.deadline {
+                self.permits.not_sent(&leased);
                 self.metrics.given_back_total.inc();
                 Settled::GivenBack
             } else {
+                pulse::at("sending", bound);
                 self.attempt(&leased)
             };
             let Leased { id, lease, attempt, received_at, .. } = leased;
@@ -64,6 +71,24 @@ impl Worker {
         }
     }
 
+    /// The next delivery; `None`: there will be no more. A suspect goes first when it is its turn.
+    fn next(&self, handoff: &Receiver<Leased>) -> Option<Leased> {
+        let Some(suspects) = &self.suspects else { return handoff.recv().ok() };
+        if !suspects.is_empty()
+            && self.permits.take_suspect(!handoff.is_empty())
+            && let Ok(leased) = suspects.try_recv()
+        {
+            return Some(leased);
+        }
+        if let Ok(leased) = handoff.try_recv() {
+            return Some(leased);
+        }
+        select! {
+            recv(handoff) -> leased => leased.or_else(|_| suspects.recv()).ok(),
+            recv(suspects) -> leased => leased.or_else(|_| handoff.recv()).ok(),
+        }
+    }
+
     fn attempt(&mut self, leased: &Leased) -> Settled {
         let delivery = Delivery {
             transaction_id: &leased.transaction_id,
@@ -73,6 +98,7 @@ impl Worker {
             received_at: leased.received_at,
             attempt: leased.attempt,
         };
+        let started = Instant::now();
         self.metrics.requests_in_flight.inc();
         failpoint("step-send");
         let answer = self.transport.send(&delivery);
@@ -86,7 +112,10 @@ impl Worker {
         {
             log::warn!("{note}{more}");
         }
-        let (tried, retry_after) = judge(answer, &self.config.get().downstream.outcomes);
+        let status = answer.result.as_ref().map(|response| response.status).map_err(|failure| failure.kind);
+        let (tried, retry_after) = self.judge(answer);
+        // A status that its operator calls delivered is no sign of overload, whatever it is.
+        let overload = tried.outcome != Outcome::Delivered && is_overload(status);
         self.metrics.attempt_duration_seconds.observe(latency.as_secs_f64());
         self.metrics.attempts_total.with_label_values(&[tried.outcome.label()]).inc();
         if tried.sent == Sent::Unknown {
@@ -98,13 +127,13 @@ impl Worker {
             self.metrics.delivery_duration_seconds.observe(age.as_secs_f64());
         }
         let age = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
-        let attempted = Attempted {
-            outcome: tried.outcome,
-            whose: whose(age(leased.previous_attempt), age(self.acceptances.last_other_than(leased.id))),
-            attempt: leased.attempt,
-            spent: leased.spent,
-            retry_after,
-        };
+        // An accepted one is nobody's fault.
+        let other = if tried.outcome == Outcome::Delivered { None } else { self.acceptances.last_other_than(leased.id) };
+        let whose = whose(age(leased.previous_attempt), age(other));
+        let answered = Answered { leased, started, tried: &tried, overload, whose, retry_after };
+        let gate_is_shut = self.permits.report(&answered);
+        let attempted =
+            Attempted { outcome: tried.outcome, whose, attempt: leased.attempt, spent: leased.spent, retry_after, gate_is_shut };
         self.follow(leased, tried, &attempted)
     }
 
@@ -132,30 +161,41 @@ impl Worker {
         log::error!(id = id, attempt = attempt, reason = reason, status = status;
             "transaction {id} is dead ({reason}, attempt {attempt}, status {status}): a person has to decide{note}");
     }
+
+    /// What an answer is, and what the service asked for.
+    fn judge(&self, answer: Answer) -> (Tried, Option<Duration>) {
+        let latency = answer.latency;
+        match answer.result {
+            Ok(response) => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+                let retry_after = response.retry_after.as_deref().and_then(|text| parse_retry_after(text, now));
+                if let (Some(text), None) = (&response.retry_after, retry_after) {
+                    self.say_nonsense(text);
+                }
+                // One that says nothing is not there.
+                let outcome = self.config.get().downstream.outcomes.classify(response.status, retry_after.is_some());
+                // A status that counts as delivered by its operator's word is no error.
+                let error = response.text.filter(|_| outcome != Outcome::Delivered);
+                let tried = Tried { outcome, status: Some(response.status), sent: Sent::Yes, latency, error };
+                (tried, retry_after)
+            }
+            Err(failure) => {
+                let error = Some(clean_text(failure.text.as_bytes(), ERROR_MAX));
+                (Tried { outcome: classify_failure(failure.kind), status: None, sent: failure.sent, latency, error }, None)
+            }
+        }
+    }
+
+    /// A Retry-After that is neither seconds nor a date is not obeyed; it is counted in a line a minute.
+    fn say_nonsense(&self, text: &str) {
+        let note = self.said.lock().unwrap_or_else(PoisonError::into_inner).admit("retry-after", Instant::now());
+        let Some(note) = note else { return };
+        let shown = clean_text(text.as_bytes(), 64);
+        log::warn!("the service sends a Retry-After that says nothing, \"{shown}\": it is not obeyed{note}");
+    }
 }
 
 fn policy(config: &Config) -> Policy {
     let retry = config.retry;
     Policy { base: retry.base, cap: retry.cap, give_up_after: retry.give_up_after, probe_cap: config.gate.probe_cap }
-}
-
-/// What an answer is, and what the service asked for.
-fn judge(answer: Answer, outcomes: &Overrides) -> (Tried, Option<Duration>) {
-    let latency = answer.latency;
-    match answer.result {
-        Ok(response) => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
-            let retry_after = response.retry_after.as_deref().and_then(|text| parse_retry_after(text, now));
-            // One that says nothing is not there.
-            let outcome = outcomes.classify(response.status, retry_after.is_some());
-            // A status that counts as delivered by its operator's word is no error.
-            let error = response.text.filter(|_| outcome != Outcome::Delivered);
-            let tried = Tried { outcome, status: Some(response.status), sent: Sent::Yes, latency, error };
-            (tried, retry_after)
-        }
-        Err(failure) => {
-            let error = Some(clean_text(failure.text.as_bytes(), ERROR_MAX));
-            (Tried { outcome: classify_failure(failure.kind), status: None, sent: failure.sent, latency, error }, None)
-        }
-    }
 }

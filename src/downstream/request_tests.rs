@@ -14,6 +14,7 @@ pub(in crate::downstream) fn config(url: &str) -> config::Downstream {
         connect_timeout: Duration::from_secs(3),
         idle_timeout: Duration::from_secs(10),
         workers: 1,
+        rate_limit: None,
         content_type: "application/json".into(),
         idempotency_header: "Idempotency-Key".into(),
         idempotency_format: IdempotencyFormat::Plain,

@@ -334,6 +334,7 @@ impl Consumer {
                 id,
                 lease,
                 attempt: 1,
+                probe: false,
                 spent: Duration::ZERO,
                 previous_attempt: None,
                 deadline,

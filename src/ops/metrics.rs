@@ -38,6 +38,8 @@ pub struct Metrics {
     pub given_back_total: IntCounter,
     pub requests_in_flight: IntGauge,
     pub workers: IntGauge,
+    pub gate_open: IntGauge,
+    pub gate_rate: Gauge,
     pub stalled: IntGaugeVec,
     pub kafka_lag_records: IntGaugeVec,
     pub kafka_position: IntGaugeVec,
@@ -166,6 +168,8 @@ impl Metrics {
             given_back_total: r.counter("given_back_total", "Leased deliveries that were given back unsent."),
             requests_in_flight: r.int_gauge("requests_in_flight", "Requests to the service in flight."),
             workers: r.int_gauge("workers", "Worker threads."),
+            gate_open: r.int_gauge("gate_open", "1 while the gate in front of the service is open."),
+            gate_rate: r.gauge("gate_rate", "Requests per second that the gate lets through; +Inf while it does not limit them."),
             stalled: r.gauges("stalled", "1 while this is why something stands still.", &["reason"]),
             kafka_lag_records: r.gauges("kafka_lag_records", "Records not read yet.", &["topic", "partition"]),
             kafka_position: r.gauges(
@@ -212,6 +216,8 @@ impl Metrics {
             registry: r.0,
         };
         metrics.touch(identity);
+        metrics.gate_open.set(1);
+        metrics.gate_rate.set(f64::INFINITY);
         metrics.reloaded();
         metrics
     }
@@ -264,7 +270,8 @@ impl Metrics {
     pub fn render(&self) -> String {
         let mut text = String::with_capacity(16 << 10);
         TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).expect("writing to a string cannot fail");
-        text
+        // The crate writes Rust's word for it; the format's is +Inf.
+        text.replace(" inf\n", " +Inf\n")
     }
 }
 

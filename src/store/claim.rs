@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::lease::{LeaseTime, Leased, Reservation};
-use super::sql::{NEXT_DUE, PAYLOADS, claim};
+use super::sql::{CLAIM_PROBE, NEXT_DUE, PAYLOADS, Sql, claim};
 use super::{ProcessId, Session, StoreError};
 use crate::core::headers;
 use crate::failpoint::failpoint;
@@ -86,9 +86,28 @@ impl Session {
         limit: usize,
         who: Claimant,
         floor: Option<SystemTime>,
+        room: Reservation,
+    ) -> Result<(Claimed, Claims), StoreError> {
+        self.claim_with(&claim(limit), limit, who, floor, room)
+    }
+
+    /// Claims one delivery, due or not, to find out whether the service accepts again: one that was never tried if there is
+    /// one, so that a delivery that always fails does not keep the gate shut.
+    pub fn claim_probe(&mut self, who: Claimant, room: Reservation) -> Result<Claimed, StoreError> {
+        let (mut claimed, _) = self.claim_with(&CLAIM_PROBE, 1, who, None, room)?;
+        claimed.rows.iter_mut().for_each(|leased| leased.probe = true);
+        Ok(claimed)
+    }
+
+    fn claim_with(
+        &mut self,
+        sql: &Sql,
+        limit: usize,
+        who: Claimant,
+        floor: Option<SystemTime>,
         mut room: Reservation,
     ) -> Result<(Claimed, Claims), StoreError> {
-        let statement = self.prepare(&claim(limit))?;
+        let statement = self.prepare(sql)?;
         let payloads = self.prepare(&PAYLOADS)?;
         let before = Instant::now();
         let lease_ms = who.time.lease.as_millis() as i64;
@@ -136,6 +155,7 @@ impl Session {
                 id,
                 lease: who.lease,
                 attempt,
+                probe: false,
                 spent: Duration::from_millis(spent_ms.max(0) as u64),
                 previous_attempt: previous.and_then(|age| before.checked_sub(age)),
                 deadline: who.time.deadline(before),

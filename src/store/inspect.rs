@@ -54,6 +54,16 @@ pub struct ProcessRow {
     pub stalled: Vec<String>,
     /// In words.
     pub status: String,
+    /// Whether its gate was open.
+    pub gate_open: bool,
+    /// Requests per second that it let through; `None`: as many as there were.
+    pub gate_rate: Option<f64>,
+    /// Why it was shut.
+    pub gate_why: Option<String>,
+    /// Seconds since it stood as it did.
+    pub gate_age: Option<f64>,
+    /// Seconds until its next probe.
+    pub next_probe: Option<f64>,
 }
 
 impl ProcessRow {
@@ -88,6 +98,11 @@ pub fn status(session: &mut Session) -> Result<Status, StoreError> {
         in_flight: row.get(5),
         stalled: row.get(6),
         status: row.get(7),
+        gate_open: row.get(8),
+        gate_rate: row.get(9),
+        gate_why: row.get(10),
+        gate_age: row.get(11),
+        next_probe: row.get(12),
     };
     Ok(Status {
         schema_fault,

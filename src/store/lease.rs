@@ -54,6 +54,8 @@ pub struct Leased {
     pub offset: i64,
     /// When it was committed, by PostgreSQL's clock.
     pub received_at: SystemTime,
+    /// Claimed while the gate was shut, to find out whether it can open.
+    pub probe: bool,
     /// Its place among what waits in memory: given up when its request starts.
     pub slot: Option<Slot>,
 }
@@ -61,7 +63,7 @@ pub struct Leased {
 /// The bound on what waits in memory for a worker. Slots are reserved before the INSERT or the claim, and never more than
 /// can start within a third of the lease at the present pace.
 ///
-/// It also knows whether fresh rows may be born leased: not while anything is paused, and only while a claim within the last
+/// It also knows whether fresh rows may be born leased: not while anything is paused or the gate is shut, and only while a claim within the last
 /// second came back short, so that they never overtake a backlog for ever.
 #[derive(Debug)]
 pub struct Room {
@@ -80,6 +82,8 @@ struct Inner {
     mean_request: Duration,
     short_at: Option<Instant>,
     paused: bool,
+    /// What the gate lets through per second; 0 while it is shut.
+    pace: f64,
     wanted: usize,
 }
 
@@ -87,7 +91,15 @@ impl Room {
     /// Empty. Until requests have been timed, each is taken to last for the whole `timeout`.
     pub fn new(workers: usize, time: LeaseTime) -> Arc<Self> {
         let (freed, on_freed) = bounded(1);
-        let inner = Inner { rows: 0, bytes: 0, mean_request: time.timeout, short_at: None, paused: false, wanted: 0 };
+        let inner = Inner {
+            rows: 0,
+            bytes: 0,
+            mean_request: time.timeout,
+            short_at: None,
+            paused: false,
+            pace: f64::INFINITY,
+            wanted: 0,
+        };
         Arc::new(Self { inner: Mutex::new(inner), freed, on_freed, workers, lease: time.lease })
     }
 
@@ -96,7 +108,7 @@ impl Room {
     }
 
     fn limit(&self, inner: &Inner) -> usize {
-        room::limit(self.workers, inner.mean_request, self.lease)
+        room::limit(self.workers, inner.mean_request, self.lease).min(room::limit_at(inner.pace, self.lease))
     }
 
     /// How many rows could be reserved now.
@@ -156,10 +168,17 @@ impl Room {
         self.lock().paused = paused;
     }
 
+    /// Notes what the gate lets through, per second; 0 while it is shut.
+    pub fn set_pace(&self, pace: f64) {
+        self.lock().pace = pace;
+    }
+
     /// Whether fresh rows may be born leased now.
     pub fn takes_fresh(&self, now: Instant) -> bool {
         let inner = self.lock();
-        !inner.paused && inner.short_at.is_some_and(|at| now.saturating_duration_since(at) <= Duration::from_secs(1))
+        !inner.paused
+            && inner.pace > 0.0
+            && inner.short_at.is_some_and(|at| now.saturating_duration_since(at) <= Duration::from_secs(1))
     }
 
     fn release(&self, rows: usize, bytes: usize) {
@@ -263,6 +282,9 @@ mod tests {
         room.claimed(true, now);
         room.set_paused(true);
         assert!(!room.takes_fresh(now), "paused");
+        room.set_paused(false);
+        room.set_pace(0.0);
+        assert!(!room.takes_fresh(now), "the gate is shut");
     }
 
     #[test]

@@ -165,7 +165,7 @@ impl Session {
             settled.extend(rows.iter().map(|row| (row.get::<_, i64>(0), row.get::<_, i64>(1))));
         }
         if !back_ids.is_empty() {
-            transaction.execute(&s_back?, &[&back_ids, &back_leases])?;
+            transaction.execute(&s_back?, &[&back_ids, &back_leases, &0_i64])?;
             failpoint("step-give-back-commit");
         }
         let mut stale = 0;

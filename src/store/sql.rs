@@ -45,6 +45,7 @@ statements! {
     BEGIN_POSITIONS = "begin_positions",
     BURY = "bury",
     CLAIM = "claim",
+    CLAIM_PROBE = "claim_probe",
     CLOCK_AHEAD = "clock_ahead",
     CLOCK_BACK = "clock_back",
     CLOCK_JOB = "clock_job",

@@ -1,12 +1,12 @@
 //! What keeps the tables in order: registration, heartbeat, leases of the dead and those that ran out, counts.
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use uuid::Uuid;
 
 use super::sql::{BURY, EXPIRE, GAUGES, GIVE_BACK, GIVE_BACK_LEASE, GOODBYE, HEARTBEAT, PREDECESSORS, REGISTER, SWEEP};
-use super::{ProcessId, Session, StoreError};
+use super::{GateState, ProcessId, Session, StoreError};
 use crate::core::ledger::{Counter, Imbalances, Ledger};
 use crate::failpoint::failpoint;
 
@@ -59,6 +59,8 @@ pub struct Heartbeat {
     pub stalled: Vec<String>,
     /// The words of `STATUS=`.
     pub status: String,
+    /// How the gate stands.
+    pub gate: GateState,
 }
 
 /// What the server says to a heartbeat.
@@ -192,8 +194,17 @@ impl Session {
     pub fn heartbeat(&mut self, process: Registered, beat: &Heartbeat) -> Result<Option<Pulse>, StoreError> {
         let statement = self.prepare(&HEARTBEAT)?;
         let in_flight = i32::try_from(beat.in_flight).unwrap_or(i32::MAX);
+        // As times from now: only PostgreSQL's clock is written into its tables.
+        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        let gate = &beat.gate;
+        let since = gate.since.map(|since| ms(since.elapsed()));
+        let next = gate.next.map(|next| ms(next.saturating_duration_since(Instant::now())));
+        let is_open = gate.shut.is_none();
         let Registered { id, started_at } = process;
-        let row = self.client.query_opt(&statement, &[&id, &started_at, &in_flight, &beat.stalled, &beat.status])?;
+        let row = self.client.query_opt(
+            &statement,
+            &[&id, &started_at, &in_flight, &beat.stalled, &beat.status, &is_open, &gate.rate, &gate.shut, &since, &next],
+        )?;
         let said = |row: &postgres::Row, n| row.get::<_, Option<bool>>(n).unwrap_or(false);
         Ok(row.map(|row| Pulse { clock: row.get(0), repairing: said(&row, 1), paused: said(&row, 2), buried: said(&row, 3) }))
     }
@@ -248,12 +259,12 @@ impl Session {
         Ok((row.get::<_, i64>(0) as u64, row.get(1)))
     }
 
-    /// Gives leased rows back that were not sent: (id, lease) each.
-    pub fn give_back(&mut self, rows: &[(i64, i64)]) -> Result<u64, StoreError> {
+    /// Gives leased rows back that were not sent: (id, lease) each. They are due again after `delay`.
+    pub fn give_back(&mut self, rows: &[(i64, i64)], delay: Duration) -> Result<u64, StoreError> {
         let statement = self.prepare(&GIVE_BACK)?;
         let (ids, leases): (Vec<i64>, Vec<i64>) = rows.iter().copied().unzip();
         failpoint("step-give-back");
-        let n = self.client.execute(&statement, &[&ids, &leases])?;
+        let n = self.client.execute(&statement, &[&ids, &leases, &(delay.as_millis() as i64)])?;
         failpoint("step-given-back");
         Ok(n)
     }

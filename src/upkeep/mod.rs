@@ -27,7 +27,7 @@ use crate::ops::pulse;
 use crate::ops::stop::{ExitWith, Stop};
 use crate::ops::throttle::Throttle;
 use crate::store::{
-    Gauges, Heartbeat, Pool, ProcessId, Registered, Registration, Role, Room, SchemaState, Session, StoreError,
+    GateBoard, Gauges, Heartbeat, Pool, ProcessId, Registered, Registration, Role, Room, SchemaState, Session, StoreError,
     ensure_own_session, ensure_pipeline, ensure_server, ensure_unaltered, grant, migrate, schema_state,
 };
 
@@ -44,6 +44,8 @@ pub struct Upkeep {
     pub pool: Pool,
     /// Learns whether delivering is paused.
     pub room: Arc<Room>,
+    /// How the gate stands.
+    pub gate: Arc<GateBoard>,
     /// Open deliveries as last counted, for whoever must stop reading when they are too many.
     pub open: Arc<AtomicI64>,
     /// Outcomes are kept that PostgreSQL does not have yet: their leases may have run out, and must not be taken from them.
@@ -212,6 +214,7 @@ impl Upkeep {
             in_flight: self.metrics.requests_in_flight.get().max(0) as usize,
             stalled: self.health.waits().into_iter().map(|(reason, _)| reason.to_owned()).collect(),
             status: self.health.words(),
+            gate: self.gate.read(),
         };
         let before = Instant::now();
         let Some(pulse) = session.heartbeat(process, &beat)? else {
@@ -221,6 +224,7 @@ impl Upkeep {
                     .to_owned(),
             ));
         };
+        self.gate.note_clock(pulse.clock, SystemTime::now());
         if pulse.buried {
             return Err(StoreError::Unusable(self.say_replaced()));
         }

@@ -2,6 +2,7 @@
 //! of the daemon: it knows txrelay only by its interface (Kafka, HTTP, SQL, /metrics).
 
 mod crash;
+mod herd;
 mod http;
 mod ledger;
 mod measure;
@@ -41,6 +42,8 @@ enum Command {
     Verdict(verdict::Args),
     /// One run of the bench, or the table of several
     Measure(measure::Args),
+    /// A service that fails and comes back, and what it is sent
+    Herd(herd::Args),
     /// kill -9 at full load, again and again: how soon the next process has taken up what the dead one left
     Crash(crash::Args),
 }
@@ -56,6 +59,7 @@ fn main() -> std::process::ExitCode {
         Command::Watch(args) => watch::run(&args),
         Command::Verdict(args) => verdict::run(&args),
         Command::Measure(args) => measure::run(&args),
+        Command::Herd(args) => herd::run(&args),
         Command::Crash(args) => crash::run(&args),
     };
     match result {

@@ -1,13 +1,15 @@
 //! What claimer and settler promise, with a real PostgreSQL and no clock to help it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::bounded;
 use txrelay::config;
+use txrelay::core::gate::Settings;
 use txrelay::core::outcome::{Outcome, Sent};
-use txrelay::deliver::{Claimer, Flow, Settler};
+use txrelay::deliver::{Claimer, Flow, Permits, Settler};
 use txrelay::ops::health::Health;
 use txrelay::ops::metrics::{Identity, Metrics};
 use txrelay::ops::stop::group;
@@ -101,9 +103,15 @@ fn a_wake_up_is_enough_even_if_nobody_polls_for_an_hour() {
     let time = LeaseTime { lease, timeout: Duration::from_secs(15) };
     let (stopper, stop) = group(&Arc::default());
     let flow = Flow::new();
+    let (room, health) = (Room::new(64, time), Health::new(metrics.clone()));
+    let (settings, file) = (Settings::default(), Path::new("it.toml"));
+    let permits = Permits::new(settings, file, room.clone(), metrics.clone(), health, Arc::default(), Arc::default());
     let claimer = Claimer {
         link: Link::new(&config, "it", "claimer", &Timelines::default()),
-        room: Room::new(64, time),
+        room,
+        permits,
+        suspects: flow.suspects.0,
+        put_off: Duration::from_secs(30),
         time,
         poll: Duration::from_secs(3600),
         fitting: 500,

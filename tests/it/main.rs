@@ -16,6 +16,7 @@ mod deliver;
 mod exporter;
 mod faults;
 mod fencing;
+mod gate;
 mod holes;
 mod kafka_client;
 mod kafka_crate;

@@ -453,7 +453,7 @@ fn a_claim_takes_no_more_bytes_than_there_is_room_for() {
     let who = Claimant { process: 1, lease: 9, time: TIME };
     let (claimed, claims) = store.session.claim(64, who, None, room).expect("claimed");
     assert_eq!((claimed.rows.len(), claimed.too_much.len(), claims.short), (10, 4, true), "32 MiB hold ten of 3 MiB");
-    assert_eq!(store.session.give_back(&claimed.too_much).expect("given back"), 4);
+    assert_eq!(store.session.give_back(&claimed.too_much, Duration::ZERO).expect("given back"), 4);
     assert_eq!(store.number("select count(*) from delivery where lease is null and attempt = 0"), 4);
 }
 
@@ -517,6 +517,50 @@ fn a_row_that_a_clock_set_back_left_in_the_far_future_is_pulled_in() {
     store.session.client().batch_execute("update delivery set due_at = now() + interval '30 days'").expect("far ahead");
     assert_eq!(store.session.pull_in(Duration::from_secs(3600)).expect("pulled in"), 1);
     assert_eq!(store.number("select count(*) from delivery where due_at <= now() + interval '1 hour'"), 1);
+}
+
+#[test]
+fn a_probe_is_one_that_never_failed_however_many_always_do() {
+    let mut store = Store::new();
+    let fresh = store.store(&[("fresh", "1")], None).new[0].1;
+    // Due before it and younger than it, tried and not, in one go that no statistics know of.
+    let poison = "insert into tx (id, transaction_id, payload, partition, kafka_offset, topic_id, incarnation) \
+         select 10000000 + g, 'p' || g, 'x', 0, 100 + g, 1, 0 from generate_series(1, 20000) g; \
+         insert into delivery (id, due_at, attempt, spent_ms) \
+         select 10000000 + g, now() - g * interval '1 second', 3, 1000 from generate_series(1, 20000) g; \
+         update delivery set due_at = now() - interval '1 day' where id % 100 = 0 and attempt > 0";
+    store.session.client().batch_execute(poison).expect("poison");
+    let probe = |store: &mut Store, lease: i64| {
+        let room = store.room.reserve_rows(1).expect("room");
+        let who = Claimant { process: 1, lease, time: TIME };
+        let began = Instant::now();
+        let claimed = store.session.claim_probe(who, room).expect("claimed").rows;
+        assert!(began.elapsed() < Duration::from_secs(5), "it uses its indexes: {:?}", began.elapsed());
+        claimed
+    };
+    // The 64 earliest and the 64 newest are poison; so is what is found, until it comes to those that are due next.
+    let newest = "insert into tx (id, transaction_id, payload, partition, kafka_offset, topic_id, incarnation) \
+         values (20000000, 'new', 'x', 0, 99999, 1, 0); insert into delivery (id, due_at) values (20000000, now())";
+    let found = probe(&mut store, 1);
+    assert_eq!((found.len(), found[0].probe, found[0].attempt), (1, true, 4), "rather poison than nothing");
+    store.session.client().batch_execute(newest).expect("a new one");
+    assert_eq!(probe(&mut store, 2)[0].id, 20_000_000, "what has just come");
+    store.session.client().batch_execute("delete from delivery where id > 10000050 and id <> 20000000").expect("deleted");
+    assert_eq!(probe(&mut store, 3)[0].id, fresh, "what was never tried");
+    // Nothing but what waits for its next attempt is left, due or not.
+    let rest = "delete from delivery where id > 10000002; delete from delivery where id < 10000000; \
+         update delivery set due_at = now() + interval '1 hour', lease = null where id = 10000001; \
+         update delivery set due_at = now() + interval '2 hours', lease = null, spent_ms = 0 where id = 10000002";
+    store.session.client().batch_execute(rest).expect("two are left");
+    assert_eq!(probe(&mut store, 4)[0].id, 10_000_002, "rather one that did not fail by itself, due or not");
+    assert_eq!(probe(&mut store, 5)[0].id, 10_000_001);
+    assert!(probe(&mut store, 6).is_empty(), "both are leased");
+    store
+        .session
+        .client()
+        .batch_execute("update delivery set lease = null; update pipeline set paused_at = now()")
+        .expect("paused");
+    assert!(probe(&mut store, 7).is_empty(), "paused");
 }
 
 #[test]

@@ -26,17 +26,15 @@ fn a_password_comes_from_its_file() {
 }
 
 #[test]
-fn what_belongs_to_later_versions_is_refused_and_not_ignored() {
-    for (line, key) in [
-        ("downstream.rate_limit = 5", "downstream.rate_limit"),
-        ("gate.shut_after = 20", "gate.shut_after"),
-        ("gate.probe_every = \"5s\"", "gate.probe_every"),
-    ] {
-        let problems = read(&format!("{FIVE_LINES}{line}\n"), &[]).expect_err(line);
-        assert!(problems.len() == 1 && problems[0].starts_with("F:6:"), "{problems:?}");
-        assert!(problems[0].contains(&format!(": {key}: this version does not have ")), "{problems:?}");
-    }
-    accepts(&["downstream.rate_limit=0"]);
+fn a_gate_that_could_never_probe_or_shut_is_refused() {
+    let config = accepts(&["downstream.rate_limit=0", "gate.probe_every=30s"]);
+    assert_eq!((config.downstream.rate_limit, config.gate.probe_every), (None, Duration::from_secs(30)));
+    let config = accepts(&["downstream.rate_limit=500", "gate.shut_after=1"]);
+    assert_eq!((config.downstream.rate_limit.map(u32::from), config.gate.shut_after), (Some(500), 1));
+    refuses("gate.shut_after", "0", "1");
+    refuses("gate.probe_every", "31s", "must not be longer than gate.probe_cap");
+    assert_eq!(accepts(&["gate.probe_cap=1s"]).gate.probe_cap, Duration::from_secs(1), "it caps the default, too");
+    refuses("downstream.rate_limit", "-1", "0");
 }
 
 #[test]

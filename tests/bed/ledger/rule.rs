@@ -37,6 +37,8 @@ pub struct Rule {
     sticky: bool,
     until: Option<Instant>,
     times: Option<u64>,
+    /// Only to what comes above so many requests a second.
+    capacity: Option<Capacity>,
     matched: u64,
     asked: u64,
 }
@@ -60,10 +62,46 @@ pub fn parse(text: &[u8]) -> anyhow::Result<Vec<Rule>> {
     }
 }
 
+/// What a service bears: so many requests a second, and a twentieth of that at once.
+struct Capacity {
+    per_second: f64,
+    tokens: f64,
+    at: Instant,
+}
+
+impl Capacity {
+    fn new(per_second: f64) -> Self {
+        Self { per_second, tokens: 1.0, at: Instant::now() }
+    }
+
+    fn bears_one(&mut self, now: Instant) -> bool {
+        let gathered = self.per_second * now.saturating_duration_since(self.at).as_secs_f64();
+        self.tokens = (self.tokens + gathered).min((self.per_second * 0.05).max(1.0));
+        self.at = now;
+        if self.tokens < 1.0 {
+            return false;
+        }
+        self.tokens -= 1.0;
+        true
+    }
+}
+
 impl Rule {
     fn parse(value: &Value) -> anyhow::Result<Self> {
-        const KEYS: [&str; 11] =
-            ["action", "status", "delay_ms", "retry_after", "body", "ids", "id", "share", "sticky", "for_ms", "times"];
+        const KEYS: [&str; 12] = [
+            "action",
+            "status",
+            "delay_ms",
+            "retry_after",
+            "body",
+            "ids",
+            "id",
+            "share",
+            "sticky",
+            "for_ms",
+            "times",
+            "capacity",
+        ];
         let fields = value.as_object().context("a rule is an object")?;
         if let Some(unknown) = fields.keys().find(|key| !KEYS.contains(&key.as_str())) {
             bail!("unknown key `{unknown}`; known are {}", KEYS.join(", "));
@@ -97,6 +135,7 @@ impl Rule {
             sticky: value["sticky"].as_bool().unwrap_or(false),
             until: value["for_ms"].as_u64().map(|ms| Instant::now() + Duration::from_millis(ms)),
             times: value["times"].as_u64(),
+            capacity: value["capacity"].as_f64().map(Capacity::new),
             matched: 0,
             asked: 0,
         })
@@ -113,6 +152,9 @@ impl Rule {
         // Of a hash, so that a run can be repeated: of the id alone when sticky, else of how often the rule was asked.
         let drawn = crate::shared::hash(if self.sticky { id.to_owned() } else { self.asked.to_string() }.as_bytes());
         if self.share < 1.0 && (drawn >> 11) as f64 / (1_u64 << 53) as f64 >= self.share {
+            return false;
+        }
+        if self.capacity.as_mut().is_some_and(|capacity| capacity.bears_one(now)) {
             return false;
         }
         self.matched += 1;

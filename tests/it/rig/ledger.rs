@@ -16,8 +16,13 @@ pub struct Ledger {
 
 impl Ledger {
     pub fn start() -> Self {
+        Self::start_at("127.0.0.1:0")
+    }
+
+    /// On this address.
+    pub fn start_at(address: &str) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_bed"))
-            .args(["ledger", "--listen", "127.0.0.1:0"])
+            .args(["ledger", "--listen", address])
             .stdout(Stdio::piped())
             .spawn()
             .expect("the ledger starts");
@@ -61,6 +66,11 @@ impl Ledger {
     /// All requests for `id`, in order.
     pub fn requests(&self, id: &str) -> Vec<Value> {
         self.get(&format!("/_/requests?id={id}")).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+
+    /// All requests, in order.
+    pub fn all(&self) -> Vec<Value> {
+        self.get("/_/requests").lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
     }
 
     /// All of these were accepted, and nothing else.

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# `make bench-herd`: a service that fails for a minute and comes back bearing 500 requests a second, and what txrelay sends it;
+# a steady 200/s with an outage of 30 s; throughput beside poison. Its own PostgreSQL, Kafka and HTTP service. Prints a Markdown
+# table, fails when a goal is missed, and writes an SVG of arrivals over time.
+#   --quick              one kind of outage, of 20 s, and no poison
+#   HERD_KINDS="503 refused hang 429 500 401"   HERD_LATENCIES="20 1"   HERD_SVG=docs/herd.svg   HERD_AT_ONCE=1
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+here=$root/tests/bed
+# shellcheck source=tests/bed/lib.sh
+. "$here/lib.sh"
+
+CARGO_TARGET_DIR=$(cargo_target)
+export CARGO_TARGET_DIR
+if [ "${1:-}" = --quick ]; then
+  export HERD_KINDS=${HERD_KINDS:-503} HERD_LATENCIES=${HERD_LATENCIES:-20} HERD_OUTAGE=20s HERD_POISON=0
+  shift
+fi
+if [ "${1:-}" != inside ]; then
+  "$here/setup.sh"
+  # With fail points, for plain backoff is none of a user's settings.
+  (cd "$root" && cargo build --release --features bed,failpoints)
+  exec "$here/with-bed.sh" "$0" inside
+fi
+
+bed=$CARGO_TARGET_DIR/release/bed
+out=${HERD_OUT:-$TXRELAY_TEST_DIR/runs.jsonl}
+outage=${HERD_OUTAGE:-60s}
+jobs=()
+herd() { # NAME KIND MORE...
+  local name=$1 kind=$2
+  shift 2
+  say "$name ($kind)"
+  "$bed" herd run --brokers "$TXRELAY_TEST_KAFKA" --dsn "$TXRELAY_TEST_PG" --txrelay "$CARGO_TARGET_DIR/release/txrelay" \
+    --dir "$TXRELAY_TEST_DIR" --name "$name" --kind "$kind" --out "$out" "$@" >&2 &
+  jobs+=($!)
+  [ "${#jobs[@]}" -lt "${HERD_AT_ONCE:-1}" ] || wait_for_all
+}
+wait_for_all() {
+  local job
+  for job in "${jobs[@]}"; do wait "$job"; done
+  jobs=()
+}
+
+for latency in ${HERD_LATENCIES:-20 1}; do
+  for kind in ${HERD_KINDS:-503 refused hang 429 500 401}; do
+    herd "herd-$kind-$latency" "$kind" --outage "$outage" --latency-ms "$latency"
+  done
+done
+[ "${HERD_PLAIN:-1}" = 0 ] || herd herd-plain 503 --outage "$outage" --plain
+[ "${HERD_STEADY:-1}" = 0 ] || herd steady 503 --count 0 --before 10s --outage 30s --after 30s --capacity 5000 --latency-ms 1
+wait_for_all
+if [ "${HERD_POISON:-1}" != 0 ]; then
+  # One at a time: these are about throughput. Twice each, in turn.
+  export HERD_AT_ONCE=1
+  for n in 1 2; do
+    poison() { # NAME RULES
+      herd "poison-$1-$n" none --count 40000 --rate 0 --outage 0s --after 12s --capacity 0 --latency-ms 5 --rules "$2"
+    }
+    poison none '[]'
+    poison 400 '[{"status":400,"share":0.001,"sticky":true}]'
+    poison 500 '[{"status":500,"share":0.01,"sticky":true}]'
+    poison hang '[{"action":"hang","share":0.001,"sticky":true}]'
+  done
+fi
+[ "${HERD_PLAIN:-1}" = 0 ] || "$bed" herd chart "$out" "${HERD_SVG:-$root/docs/herd.svg}"
+"$bed" herd table "$out"
