@@ -1,6 +1,6 @@
 # Each target sets up what it needs on a fresh Debian or Ubuntu and says what it installs. Nothing of the system is started.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-postgres test-long test-systemd lint bench bench-herd bench-peers install build
+.PHONY: help demo test test-postgres test-clients test-long test-systemd lint bench bench-herd bench-peers install build
 
 # Outside the clone, so that a fresh clone finds what was built before.
 cache := $(or $(TXRELAY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/txrelay)
@@ -36,11 +36,23 @@ test-postgres:
 	  tests/bed/with-bed.sh --postgres $$version cargo test --features bed,failpoints --test it -- store:: deliver:: \
 	    relay::what_is_produced relay::kill_9 relay::a_clean_stop relay::redelivery || exit 1; done
 
+# A build with one Kafka client passes what applies to it.
+test-clients:
+	cargo build --no-default-features --features kafka,failpoints --target-dir $(CARGO_TARGET_DIR)/only-kafka
+	cargo test --no-default-features --features kafka --lib --target-dir $(CARGO_TARGET_DIR)/only-kafka
+	cargo build --no-default-features --features librdkafka,failpoints --target-dir $(CARGO_TARGET_DIR)/only-librdkafka
+	cargo test --no-default-features --features librdkafka --lib --target-dir $(CARGO_TARGET_DIR)/only-librdkafka
+	TXRELAY_TEST_BINARY=$(CARGO_TARGET_DIR)/only-kafka/debug/txrelay tests/bed/with-bed.sh \
+	  cargo test --features bed,failpoints --test it -- --include-ignored kafka_client:: pure_rust_client
+	TXRELAY_TEST_BINARY=$(CARGO_TARGET_DIR)/only-librdkafka/debug/txrelay tests/bed/with-bed.sh \
+	  cargo test --features bed,failpoints --test it -- relay:: kafka_security::
+
 test-long: ## also the tests that are marked ignored, because they take minutes
 	@tests/bed/setup.sh
 	cargo build --features bed,failpoints
 	cargo test --features bed,failpoints --no-run
 	tests/bed/with-bed.sh cargo test --features bed,failpoints -- --include-ignored $(ARGS)
+	@$(MAKE) --no-print-directory test-clients
 	@$(MAKE) --no-print-directory test-systemd
 
 test-systemd: ## the unit on a real systemd in a container (needs root)
@@ -53,6 +65,7 @@ lint: ## fmt, clippy, every feature set, licences and advisories, shellcheck
 	cargo fmt --check
 	cargo clippy --all-targets --features bed,failpoints -- -D warnings
 	cargo check --no-default-features --features librdkafka
+	cargo check --no-default-features --features kafka
 	cargo check
 	@if cargo deny --version >/dev/null 2>&1; then \
 	  set -x; cargo fetch --locked && cargo deny --offline check bans licenses sources; \
@@ -82,5 +95,5 @@ install: $(if $(BINARY),,build) ## binary, unit, example configuration and docum
 	install -D -m 644 systemd/txrelay.sysusers '$(DESTDIR)$(PREFIX)/lib/sysusers.d/txrelay.conf'
 	install -D -m 644 etc/txrelay.toml $(DESTDIR)/etc/txrelay/txrelay.toml.example
 	install -D -m 644 etc/txrelay.toml $(DESTDIR)$(PREFIX)/share/doc/txrelay/txrelay.toml
-	for doc in README.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE; do \
-	  install -D -m 644 $$doc $(DESTDIR)$(PREFIX)/share/doc/txrelay/$$doc || exit 1; done
+	for doc in README.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE docs/kafka-clients.md; do \
+	  install -D -m 644 $$doc $(DESTDIR)$(PREFIX)/share/doc/txrelay/$${doc##*/} || exit 1; done

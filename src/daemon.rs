@@ -27,7 +27,7 @@ use crate::ops::stop::{Stopper, group};
 use crate::ops::throttle::Throttle;
 use crate::ops::watchdog::Watchdog;
 use crate::ops::{VERSION, doorman, exporter, logging, systemd};
-use crate::source::{self, TroubleKind};
+use crate::source::{self, SourceError, TroubleKind};
 use crate::store::{ERROR_KINDS, GateBoard, LeaseTime, Link, Patience, Pool, Room, Timelines};
 use crate::upkeep::Upkeep;
 
@@ -76,6 +76,9 @@ struct Running {
     fill: Fill,
     _instance: Option<Instance>,
 }
+
+/// For each question to a broker before it is read from.
+const PREFLIGHT: Duration = Duration::from_secs(3);
 
 /// A statement may take its time; one that takes longer than this is worth a word.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -158,7 +161,7 @@ fn start(current: &Current) -> anyhow::Result<Running> {
     let metrics = Metrics::new(Identity {
         pipeline: &config.name,
         schema: &config.postgres.schema,
-        client: "librdkafka",
+        client: config.kafka.client.word(),
         topics: &config.kafka.topics,
         kafka_errors: &TroubleKind::ALL.map(TroubleKind::label),
         postgres_errors: &ERROR_KINDS,
@@ -274,7 +277,7 @@ fn start(current: &Current) -> anyhow::Result<Running> {
     thread("claimer".into(), Box::new(move || claimer.run(&for_claimer, &wake, &handoff)))?;
 
     let static_member = instance.as_ref().map(|instance| static_member(config, instance));
-    let kafka = config.kafka.clone();
+    let kafka = current.clone();
     let consumer = Consumer::new(ConsumerParts {
         config: current.clone(),
         open_deliveries,
@@ -286,7 +289,13 @@ fn start(current: &Current) -> anyhow::Result<Running> {
         stop: stop_intake,
         handoff: flow.handoff.0,
         wake: flow.wake.0,
-        open: Box::new(move || source::open(&kafka, static_member.as_deref())),
+        open: Box::new(move || {
+            let kafka = &kafka.get().kafka;
+            match source::preflight::refusal(kafka, PREFLIGHT) {
+                Some(why) => Err(SourceError::Request(why)),
+                None => source::open(kafka, static_member.as_deref()),
+            }
+        }),
     });
     thread("consumer".into(), Box::new(move || consumer.run(&for_consumer)))?;
 

@@ -3,8 +3,8 @@
 //! The map is ARCHITECTURE.md. Direction of use: `cli`, `daemon` -> `ingest`, `deliver`, `upkeep` -> `source`, `store`,
 //! `downstream`, `ops` -> `config` -> `core`. Rooms of one rank do not use each other; `tests/it/structure.rs` holds it.
 
-#[cfg(not(feature = "librdkafka"))]
-compile_error!("no Kafka client is linked in: build with the feature `librdkafka`");
+#[cfg(not(any(feature = "librdkafka", feature = "kafka")))]
+compile_error!("no Kafka client is linked in: build with the feature `librdkafka` or `kafka`");
 
 pub mod cli;
 pub mod config;

@@ -19,6 +19,7 @@ use crate::store::{Role, SchemaState, Session, StoreError, schema_state};
 
 mod act;
 mod check_config;
+mod connect;
 mod erase;
 mod explain;
 mod json;
@@ -43,7 +44,7 @@ mod when;
 const ETC: &str = "/etc/txrelay";
 
 /// How a command ended; the numbers are those of `--help`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Exit {
     /// Done, and nothing is wrong.
@@ -96,7 +97,11 @@ impl Command {
     fn carry_out(&self, file: &Path, sets: &[String]) -> Exit {
         match self {
             Self::Run => run::run(file, sets),
-            Self::CheckConfig { print_outcomes, json } => {
+            Self::CheckConfig { connect: true, .. } => match load(file, &with_own_password(sets)) {
+                Ok(config) => connect::check(&config),
+                Err(exit) => exit,
+            },
+            Self::CheckConfig { print_outcomes, json, connect: false } => {
                 let print = match (print_outcomes, json) {
                     (false, _) => check_config::Print::Summary,
                     (true, false) => check_config::Print::Outcomes,
@@ -155,8 +160,12 @@ enum Command {
     Run,
     /// Says everything that is wrong with the file, and what it will do
     ///
-    /// Looks at files only: nothing is connected to and nothing is sent.
+    /// Looks at files only, unless it is told to connect.
     CheckConfig {
+        /// Also look whether Kafka, PostgreSQL and the service are there: the newest 10 records of each topic are read without
+        /// joining the group, nothing is written, and nothing is sent to the service
+        #[arg(long, conflicts_with = "print_outcomes")]
+        connect: bool,
         /// Print what each status and each failure means, why, and which ones the file overrides
         #[arg(long)]
         print_outcomes: bool,
@@ -333,11 +342,11 @@ fn group_name(groups: &str, gid: u32) -> Option<String> {
     })
 }
 
-/// [`load`] for a command that a person runs: a password of the operator's own takes the place of the file's, which he may
-/// not be able to read.
+/// [`load`] for a command that a person runs on PostgreSQL alone: a password of the operator's own takes the place of the
+/// file's, and the secrets of the service and of Kafka are left alone. He may not be able to read any of them.
 fn load_to_connect(file: &Path, sets: &[String]) -> Result<Config, Exit> {
     let mut sets = with_own_password(sets);
-    sets.extend(config::SERVICE_FILES.iter().map(|(key, nothing)| format!("{key}={nothing}")));
+    sets.extend(config::SERVICE_FILES.iter().chain(&config::KAFKA_FILES).map(|(key, nothing)| format!("{key}={nothing}")));
     load(file, &sets)
 }
 

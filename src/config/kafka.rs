@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::raw::Written;
-use super::{Kafka, OnLostPosition, Start};
+use super::{Kafka, KafkaClient, OnLostPosition, Start, kafka_security};
 
 /// `None` only together with a problem.
 pub(super) fn read(w: &mut Written, name: Option<&str>) -> Option<Kafka> {
@@ -30,9 +30,17 @@ pub(super) fn read(w: &mut Written, name: Option<&str>) -> Option<Kafka> {
     });
     let record_max = w.size("kafka.record_max");
     let backlog_max = w.count("kafka.backlog_max").map(|n| Some(n).filter(|n| *n > 0));
-    w.get("kafka.client");
+    let client = client(w);
+    let tls = kafka_security::tls(w);
+    let sasl = kafka_security::sasl(w);
     let librdkafka = w.table("kafka.librdkafka", |name, value, _| refused_property(name, value));
+    if client == Some(KafkaClient::Kafka) {
+        refuse_what_the_crate_cannot(w, librdkafka.as_ref().is_some_and(|table| !table.is_empty()));
+    }
     Some(Kafka {
+        client: client?,
+        tls: tls?,
+        sasl: sasl?,
         brokers: brokers?,
         topics: topics?,
         group: group?,
@@ -42,6 +50,47 @@ pub(super) fn read(w: &mut Written, name: Option<&str>) -> Option<Kafka> {
         backlog_max: backlog_max?,
         librdkafka: BTreeMap::from_iter(librdkafka?),
     })
+}
+
+/// Which client, and whether this build has it.
+fn client(w: &mut Written) -> Option<KafkaClient> {
+    w.parsed("kafka.client", |word| match word {
+        "librdkafka" if cfg!(feature = "librdkafka") => Ok(KafkaClient::Librdkafka),
+        "librdkafka" => Err("this build has no librdkafka: write \"kafka\", or build with --features librdkafka".into()),
+        _ if cfg!(feature = "kafka") => Ok(KafkaClient::Kafka),
+        _ => Err("this build has no pure-Rust client: write \"librdkafka\", or build with --features kafka".into()),
+    })
+}
+
+/// What the file asks for and the pure-Rust client cannot give, by name.
+fn refuse_what_the_crate_cannot(w: &mut Written, has_properties: bool) {
+    const OTHER: &str = "set kafka.client = \"librdkafka\", or take it out";
+    if w.is_table_written("kafka.sasl") {
+        let at = w.table_at("kafka.sasl");
+        w.report(at, "kafka.sasl", format!("kafka.client = \"kafka\" cannot log in with SASL: {OTHER}"));
+    }
+    if has_properties && let Some((_, at)) = w.get("kafka.librdkafka") {
+        w.refuse("kafka.librdkafka", at, format!("these properties are librdkafka's, and kafka.client is \"kafka\": {OTHER}"));
+    }
+    if let Some((rule, at)) = w.text("transaction.id")
+        && rule.starts_with("header:")
+    {
+        w.refuse(
+            "transaction.id",
+            at,
+            "kafka.client = \"kafka\" reads no headers: set kafka.client = \"librdkafka\", or take the id from value or key",
+        );
+    }
+    if w.is_written("downstream.forward_headers")
+        && let Some((super::raw::Value::List(names), at)) = w.get("downstream.forward_headers")
+        && !names.is_empty()
+    {
+        w.refuse(
+            "downstream.forward_headers",
+            at,
+            format!("kafka.client = \"kafka\" reads no headers, so none can be passed on: {OTHER}"),
+        );
+    }
 }
 
 fn is_host_port(broker: &str) -> bool {
@@ -71,7 +120,6 @@ const OWNED: &[(&str, &str)] = &[
     ("metadata.broker.list", "use kafka.brokers"),
     ("group.id", "use kafka.group"),
     ("group.instance.id", "it must differ between processes"),
-    ("group.protocol", "it decides how partitions are handed over"),
     ("client.id", "it names the process"),
     ("enable.auto.commit", "offsets are committed only after PostgreSQL has the records"),
     ("auto.commit.enable", "offsets are committed only after PostgreSQL has the records"),
@@ -94,12 +142,20 @@ fn refused_property(name: &str, value: &str) -> Result<(), String> {
     if let Some((_, why)) = OWNED.iter().find(|(owned, _)| *owned == name) {
         return Err(format!("txrelay sets this property itself ({why}): take it out"));
     }
-    if name == "security.protocol"
-        || ["ssl.", "sasl.", "https."].iter().any(|p| name.starts_with(p))
+    if name == "security.protocol" {
+        return Err("txrelay sets this property itself (use [kafka.tls] and [kafka.sasl]): take it out".into());
+    }
+    if ["ssl.", "https."].iter().any(|p| name.starts_with(p))
         || name.contains(".ssl.")
-        || name.contains(".sasl.")
+        || name == "enable.ssl.certificate.verification"
     {
-        return Err("this version does not have TLS and SASL to Kafka yet: take it out".into());
+        return Err("txrelay sets these properties itself (use [kafka.tls]): take it out".into());
+    }
+    if name.starts_with("sasl.") || name.contains(".sasl.") || name == "enable.sasl.oauthbearer.unsecure.jwt" {
+        return Err("txrelay sets these properties itself (use [kafka.sasl]): take it out".into());
+    }
+    if name == "group.protocol" && !matches!(value, "classic" | "consumer") {
+        return Err("must be \"classic\" or \"consumer\" (KIP-848; needs Kafka 4.0)".into());
     }
     if name.is_empty() || name.contains('\0') || value.contains('\0') {
         return Err("is not a property".into());

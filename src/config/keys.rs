@@ -114,7 +114,8 @@ pub fn reference() -> String {
         let (in_table, name) = split(key.path);
         if in_table != table {
             table = in_table;
-            out.push_str(&format!("\n[{table}]\n"));
+            let comment = if OPTIONAL_TABLES.contains(&table) { "#" } else { "" };
+            out.push_str(&format!("\n{comment}[{table}]\n"));
         }
         out.push('\n');
         let mark = match key.change {
@@ -127,6 +128,12 @@ pub fn reference() -> String {
     }
     out
 }
+
+/// Tables whose being there means something: the reference file shows them switched off.
+const OPTIONAL_TABLES: [&str; 2] = ["kafka.tls", "kafka.sasl"];
+
+/// What `kafka.client` is where the file does not say: librdkafka, wherever it is built in.
+const DEFAULT_CLIENT: &str = if cfg!(feature = "librdkafka") { "\"librdkafka\"" } else { "\"kafka\"" };
 
 const PREAMBLE: &str = "\
 # txrelay, one pipeline: every key that this version knows. The lines without a # must be there; the others show the
@@ -147,10 +154,6 @@ const fn key(path: &'static str, kind: Kind, given: Given, doc: &'static str) ->
 
 const fn reload(path: &'static str, kind: Kind, given: Given, doc: &'static str) -> Key {
     Key { path, kind, given, change: Change::Reload, doc, later: None }
-}
-
-const fn later(path: &'static str, what: &'static str) -> Key {
-    Key { path, kind: Text, given: Unset(""), change: Change::Restart, doc: "", later: Some(what) }
 }
 
 const fn ms(n: u64) -> Duration {
@@ -184,9 +187,9 @@ pub static KEYS: &[Key] = &[
     ),
     key(
         "kafka.client",
-        Choice(&["librdkafka"]),
-        Default("\"librdkafka\""),
-        "Which Kafka client reads. This version has librdkafka only (Kafka 2.1 and later).",
+        Choice(&["librdkafka", "kafka"]),
+        Default(DEFAULT_CLIENT),
+        "Which Kafka client reads: librdkafka (Kafka 2.1 to 4.x), or kafka, the pure-Rust crate: brokers up to 3.9, one process\nreads at a time, no SASL, no zstd or lz4, no headers. docs/kafka-clients.md says which for what.",
     ),
     key(
         "kafka.start",
@@ -218,8 +221,32 @@ pub static KEYS: &[Key] = &[
         Default("{}"),
         "Properties passed to librdkafka as written, e.g. { \"fetch.wait.max.ms\" = \"100\" }. Those that txrelay must own are refused.",
     ),
-    later("kafka.tls", "TLS to Kafka"),
-    later("kafka.sasl", "SASL to Kafka"),
+    key(
+        "kafka.tls.ca_file",
+        Text,
+        Default("\"\""),
+        "The table [kafka.tls] means TLS, also when it is empty. CA that signed the brokers' certificates, PEM; empty: the\nsystem's trust store.",
+    ),
+    key(
+        "kafka.tls.cert_file",
+        Text,
+        Default("\"\""),
+        "Client certificate, PEM, with those between it and its root. Files may contain ${CREDENTIALS_DIRECTORY}; new content is\nused after a reload, and after a failed log-in.",
+    ),
+    key("kafka.tls.key_file", Text, Default("\"\""), "Its private key, PEM, without a passphrase."),
+    key(
+        "kafka.sasl.mechanism",
+        Choice(&["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"]),
+        Default("\"SCRAM-SHA-512\""),
+        "The table [kafka.sasl] means that txrelay logs in to Kafka. PLAIN only with TLS.",
+    ),
+    key("kafka.sasl.username", Text, Default("\"\""), "Who logs in."),
+    key(
+        "kafka.sasl.password_file",
+        Text,
+        Default("\"\""),
+        "File with the password. A new one is used after a reload, and after a failed log-in.",
+    ),
     key(
         "transaction.id",
         Text,

@@ -16,6 +16,7 @@ mod certificates;
 mod current;
 mod http;
 mod kafka;
+mod kafka_security;
 pub mod keys;
 mod load;
 mod postgres_tls;
@@ -31,6 +32,7 @@ mod view;
 
 pub use current::{Current, Refused};
 pub use http::is_loopback;
+pub use kafka_security::{KAFKA_FILES, KafkaSasl, KafkaTls, SaslMechanism};
 pub use load::load;
 pub use postgres_tls::{ClientCertificate, PostgresTls, TlsMode};
 pub use problems::{Problems, visible};
@@ -92,9 +94,37 @@ pub enum OnLostPosition {
     Stop,
 }
 
+/// Which Kafka client reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KafkaClient {
+    /// Crate rdkafka.
+    Librdkafka,
+    /// Crate kafka, pure Rust.
+    Kafka,
+}
+
+impl KafkaClient {
+    /// As it stands in the file.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Librdkafka => "librdkafka",
+            Self::Kafka => "kafka",
+        }
+    }
+
+    /// Where the file says nothing.
+    pub const DEFAULT: Self = if cfg!(feature = "librdkafka") { Self::Librdkafka } else { Self::Kafka };
+}
+
 /// `[kafka]`
 #[derive(Debug, Clone)]
 pub struct Kafka {
+    /// `client`
+    pub client: KafkaClient,
+    /// `[kafka.tls]`; `None`: in the clear.
+    pub tls: Option<KafkaTls>,
+    /// `[kafka.sasl]`; `None`: nobody logs in.
+    pub sasl: Option<KafkaSasl>,
     /// Bootstrap servers, `host:port`.
     pub brokers: Vec<String>,
     /// Topics to read; no duplicates.
@@ -111,6 +141,31 @@ pub struct Kafka {
     pub backlog_max: Option<u32>,
     /// `[kafka.librdkafka]`, passed on as written.
     pub librdkafka: BTreeMap<String, String>,
+}
+
+impl Kafka {
+    /// These topics on these brokers, in the clear and with all defaults: for tests and tools.
+    pub fn plain(brokers: &[&str], topics: &[&str], group: &str) -> Self {
+        let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+        Self {
+            client: KafkaClient::DEFAULT,
+            tls: None,
+            sasl: None,
+            brokers: owned(brokers),
+            topics: owned(topics),
+            group: group.to_owned(),
+            start: None,
+            on_lost_position: OnLostPosition::Continue,
+            record_max: 1 << 20,
+            backlog_max: None,
+            librdkafka: BTreeMap::new(),
+        }
+    }
+
+    /// KIP-848: `"group.protocol" = "consumer"` under `[kafka.librdkafka]`.
+    pub fn wants_new_group_protocol(&self) -> bool {
+        self.librdkafka.get("group.protocol").is_some_and(|protocol| protocol == "consumer")
+    }
 }
 
 /// `[postgres]`

@@ -106,7 +106,7 @@ impl TlsWords {
     }
 }
 
-fn client_certificate(cert: &str, key: &str) -> Result<ClientCertificate, String> {
+pub(super) fn client_certificate(cert: &str, key: &str) -> Result<ClientCertificate, String> {
     let about = |word: &'static str| move |problem: String| format!("{word}: {problem}");
     let chain = certificates::path(cert).map_err(about("sslcert"))?;
     let key_file = certificates::path(key).map_err(about("sslkey"))?;

@@ -137,6 +137,20 @@ impl Written {
         View::new(values)
     }
 
+    /// Whether the table's header, or a key of it, stands in the file or on the command line; nothing in quotes there is nothing.
+    pub fn is_table_written(&self, table: &str) -> bool {
+        let inside = |path: &str| path.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'));
+        let says = |(value, at): &(Value, At)| *at != At::Set || !matches!(value, Value::Text(text) if text.is_empty());
+        self.tables.contains_key(table)
+            || self.values.iter().any(|(path, value)| inside(path) && says(value))
+            || self.bad.iter().any(|path| inside(path))
+    }
+
+    /// Where a table begins, for what is wrong with it as a whole.
+    pub fn table_at(&self, table: &str) -> At {
+        self.tables.get(table).copied().unwrap_or(At::Set)
+    }
+
     /// Whether the key stands in the file or on the command line.
     pub fn is_written(&self, path: &str) -> bool {
         self.values.contains_key(path) || self.bad.contains(path)
@@ -239,9 +253,7 @@ fn convert(key: &Key, value: &DeValue<'_>, at: At, place: &dyn Fn(usize) -> At) 
     let text = || value.as_str().ok_or_else(wrong);
     Ok(match key.kind {
         Kind::Text => Value::Text(text()?.into()),
-        Kind::Choice(words) => {
-            Value::Text(words.iter().find(|w| Some(**w) == value.as_str()).ok_or_else(|| choice(key, value, at))?.to_string())
-        }
+        Kind::Choice(words) => Value::Text(words.iter().find(|w| Some(**w) == value.as_str()).ok_or_else(wrong)?.to_string()),
         Kind::Bool => Value::Bool(value.as_bool().ok_or_else(wrong)?),
         Kind::Count(low, high) => {
             let number = value.as_integer().and_then(|i| u32::from_str_radix(i.as_str(), i.radix()).ok());
@@ -283,13 +295,6 @@ fn convert(key: &Key, value: &DeValue<'_>, at: At, place: &dyn Fn(usize) -> At) 
             Value::Table(entries.into_iter().map(|(_, entry)| entry).collect())
         }
     })
-}
-
-fn choice(key: &Key, value: &DeValue<'_>, at: At) -> (At, String) {
-    if key.path == "kafka.client" && value.as_str() == Some("kafka") {
-        return (at, "this version does not have the pure-Rust client yet: take it out, or write \"librdkafka\"".into());
-    }
-    (at, expected(key.kind))
 }
 
 fn expected(kind: Kind) -> String {

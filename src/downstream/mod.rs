@@ -10,12 +10,14 @@ use crate::core::outcome::Sent;
 mod connection;
 mod credentials;
 mod failure;
+mod probe;
 mod request;
 mod resolver;
 mod tls;
 mod transport;
 
 pub use crate::core::outcome::FailureKind;
+pub use probe::probe;
 pub use transport::Service;
 
 /// What is delivered: a stored transaction and which attempt this is. Borrowed from the claimed row.

@@ -99,7 +99,7 @@ fn what_is_left(details: &ConnectionDetails) -> NextTimeout {
 }
 
 impl Tls {
-    fn shake_hands<S: Read + Write>(&self, host: &str, wire: S) -> Result<SslStream<S>, Error> {
+    pub(super) fn shake_hands<S: Read + Write>(&self, host: &str, wire: S) -> Result<SslStream<S>, Error> {
         let refused = Arc::new(AtomicI32::new(0));
         let expiry = Arc::new(AtomicI64::new(i64::MAX));
         let credentials = self.keyring.get();

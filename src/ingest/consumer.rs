@@ -12,6 +12,7 @@ use super::batch::Reading;
 use super::damage::Damage;
 use super::proof::Doubt;
 use super::refused::Refused;
+use super::secrets::MadeWith;
 use crate::config::Current;
 use crate::core::backlog;
 use crate::core::record::TopicPartition;
@@ -74,6 +75,9 @@ pub struct Consumer {
     pub(super) parked_until: (Instant, Duration),
     /// When all topics were last found, by their ids.
     pub(super) described_at: Option<Instant>,
+    /// When this process last showed that it is the one that reads; see `turn`.
+    pub(super) turn_at: Instant,
+    pub(super) made_with: MadeWith,
     /// Since when some partitions are nobody's.
     pub(super) unassigned_since: Option<Instant>,
     /// When positions and topics are looked at next.
@@ -163,6 +167,8 @@ impl Consumer {
             retention_compared: HashSet::new(),
             parked_until: (Instant::now(), Duration::ZERO),
             described_at: None,
+            turn_at: Instant::now(),
+            made_with: MadeWith::default(),
             unassigned_since: None,
             check_at: Instant::now(),
             trouble_at: None,
@@ -183,8 +189,13 @@ impl Consumer {
             recv(self.stop.signal()) -> _ => return Ok(()),
         }
         loop {
+            if self.wait_for_turn() {
+                return Ok(());
+            }
             pulse::at("joining the group", pulse::REMOTE);
+            self.note_secrets();
             let mut pause = Duration::ZERO;
+            let mut what = "reading starts over from the positions in PostgreSQL";
             let why = match (self.open)() {
                 Ok(mut source) => {
                     let began = Instant::now();
@@ -216,14 +227,19 @@ impl Consumer {
                 }
                 Err(SourceError::Settings(text)) => return Err(ExitWith { status: 78, text }.into()),
                 Err(SourceError::Fenced(text)) => self.fenced(text)?,
-                Err(error) => error.to_string(),
+                // Preflight's sentence: nothing was begun.
+                Err(error) => {
+                    self.metrics.kafka_up.set(0);
+                    what = "Kafka cannot be read yet";
+                    error.to_string()
+                }
             };
             self.failures = self.failures.saturating_add(1);
             self.metrics.kafka_errors_total.with_label_values(&["other"]).inc();
             if let Some(note) = self.throttle.admit("starting over", Instant::now()) {
-                log::warn!("reading starts over from the positions in PostgreSQL: {why}{note}");
+                log::warn!("{what}: {why}{note}");
             }
-            self.health.wait("consumer", "kafka", format!("starting over: {why}"));
+            self.health.wait("consumer", "kafka", format!("{what}: {why}"));
             let backoff = Duration::from_millis(200).saturating_mul(1 << self.failures.min(7)).min(Duration::from_secs(20));
             let pause = pause.max(backoff);
             pulse::at("waiting to start over", pulse::PROMPT.map(|bound| bound + pause));
@@ -271,7 +287,7 @@ impl Consumer {
             {
                 return Ok(leave);
             }
-            if let Some(leave) = self.heed_backlog(source) {
+            if let Some(leave) = self.keep_turn().or_else(|| self.new_secrets()).or_else(|| self.heed_backlog(source)) {
                 return Ok(leave);
             }
             if self.has_parked() && Instant::now() >= self.parked_until.0 {
@@ -396,6 +412,7 @@ impl Consumer {
     }
 
     fn trouble(&mut self, trouble: &Trouble) {
+        self.doubt_secrets(trouble);
         self.metrics.kafka_errors_total.with_label_values(&[trouble.kind.label()]).inc();
         if let Some(note) = self.throttle.admit(trouble.kind.label(), Instant::now()) {
             log::warn!(kind = trouble.kind.label(); "Kafka: {}{note}", trouble.text);

@@ -11,5 +11,7 @@ mod damage;
 mod persist;
 mod proof;
 mod refused;
+mod secrets;
+mod turn;
 
 pub use consumer::{Consumer, OpenSource, Parts as ConsumerParts};

@@ -59,7 +59,7 @@ pub(super) struct Librdkafka {
 impl Librdkafka {
     /// Makes the client; nothing is asked of the cluster and no group joined before the first call.
     pub(super) fn open(kafka: &config::Kafka, instance: Option<&str>) -> Result<Self, SourceError> {
-        let consumer = settings::client_config(kafka, instance)
+        let consumer = settings::client_config(kafka, instance)?
             .create_with_context(Context::default())
             .map_err(|e| SourceError::Settings(settings::refusal(&e)))?;
         Ok(Self {

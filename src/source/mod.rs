@@ -3,18 +3,35 @@
 //!
 //! May use `config` and `core`. Never: SQL, HTTP, metrics, logging of its own.
 
+mod broker;
+#[cfg(feature = "kafka")]
+mod kafka;
 #[cfg(feature = "librdkafka")]
 mod librdkafka;
+mod newest;
+pub mod preflight;
+mod sasl;
+mod secrets;
+mod tls;
 #[cfg(feature = "librdkafka")]
 mod topic_id;
+mod wire;
+#[cfg(not(feature = "librdkafka"))]
+mod without_librdkafka;
 
 #[cfg(feature = "librdkafka")]
 pub use librdkafka::{Apart, look_again};
+#[cfg(not(feature = "librdkafka"))]
+pub use without_librdkafka::{Apart, look_again};
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
+
+pub use newest::newest;
+pub use secrets::Secrets;
+pub use tls::TlsFault;
 
 use crate::config::{self, Start};
 use crate::core::record::{Record, TopicPartition};
@@ -223,20 +240,37 @@ pub trait MessageSource {
 /// the group: what is asked before it (ids, watermarks, where to start) is asked without being a member.
 ///
 /// `instance` is the `group.instance.id`: a member that comes back under it within `session.timeout.ms` has its partitions
-/// again at once, and a second one under it fences the first. `None`: a dynamic member.
-#[cfg(feature = "librdkafka")]
+/// again at once, and a second one under it fences the first. `None`: a dynamic member. The pure-Rust client knows no members:
+/// it takes all partitions, and the caller sees to it that one process reads.
 pub fn open(kafka: &config::Kafka, instance: Option<&str>) -> Result<Box<dyn MessageSource>, SourceError> {
-    Ok(Box::new(librdkafka::Librdkafka::open(kafka, instance)?))
+    match kafka.client {
+        #[cfg(feature = "librdkafka")]
+        config::KafkaClient::Librdkafka => Ok(Box::new(librdkafka::Librdkafka::open(kafka, instance)?)),
+        #[cfg(feature = "kafka")]
+        config::KafkaClient::Kafka => {
+            let _ = instance;
+            Ok(Box::new(self::kafka::KafkaCrate::open(kafka)?))
+        }
+        #[cfg(not(all(feature = "librdkafka", feature = "kafka")))]
+        client => Err(SourceError::Settings(format!("this build has no client \"{}\" ({instance:?})", client.word()))),
+    }
 }
 
 /// How many records and bytes of one partition the source may have in hand without having returned them.
-#[cfg(feature = "librdkafka")]
 pub fn prefetched(kafka: &config::Kafka) -> (usize, usize) {
-    librdkafka::prefetched(kafka)
+    match kafka.client {
+        #[cfg(feature = "librdkafka")]
+        config::KafkaClient::Librdkafka => librdkafka::prefetched(kafka),
+        // Nothing is read apart from this one.
+        _ => (0, 0),
+    }
 }
 
 /// How long the group keeps the place of a member that has gone without a word.
-#[cfg(feature = "librdkafka")]
 pub fn session_timeout(kafka: &config::Kafka) -> Duration {
-    librdkafka::session_timeout(kafka)
+    match kafka.client {
+        #[cfg(feature = "librdkafka")]
+        config::KafkaClient::Librdkafka => librdkafka::session_timeout(kafka),
+        _ => Duration::ZERO,
+    }
 }

@@ -14,7 +14,7 @@ pub struct Link {
     role: Role,
     patience: Patience,
     timelines: Timelines,
-    session: Option<(Session, Option<Timeline>)>,
+    pub(super) session: Option<(Session, Option<Timeline>)>,
     failures: u32,
 }
 

@@ -21,6 +21,7 @@ mod migrate;
 mod patience;
 mod pool;
 mod positions;
+mod privileges;
 mod refusal;
 mod reject_act;
 mod rejected;
@@ -31,6 +32,7 @@ mod settle;
 mod sql;
 mod tail;
 mod timeline;
+mod turn;
 mod upkeep;
 
 pub use act::{DeadFilter, DeadSummary, Found, Standing, Trace};
@@ -49,6 +51,7 @@ pub use migrate::{SchemaState, eraser_role, grant, migrate, print_sql, reader_ro
 pub use patience::Patience;
 pub use pool::Pool;
 pub use positions::{Gap, Position};
+pub use privileges::{may_migrate, missing_privileges};
 pub use reject_act::{Became, ExportedRow, RejectFilter, RejectSummary, Verdict};
 pub use rejected::{RejectedFilter, RejectedRecord, RejectedRow, Stored};
 pub use retention::{OffsetPlace, Purged};

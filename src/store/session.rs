@@ -17,6 +17,8 @@ use crate::config;
 pub struct Session {
     pub(super) client: Connection,
     prepared: HashMap<&'static str, Statement>,
+    /// Holds the reader's lock, as far as is known.
+    pub(super) reads: bool,
 }
 
 /// A connection of its own, or one of the pool's.
@@ -56,7 +58,7 @@ pub struct Role {
 impl Session {
     /// On a connection that is set up already.
     pub(super) fn on(client: Connection) -> Self {
-        Self { client, prepared: HashMap::new() }
+        Self { client, prepared: HashMap::new(), reads: false }
     }
 
     /// Connects; several hosts are tried in their order, and the first writable one is used.

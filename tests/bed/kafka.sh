@@ -3,10 +3,12 @@
 #   kafka.sh up DIR [--version V] [--set k=v]... [--join OTHER]
 #                                                    gets the jars if needed, starts, prints the bootstrap address;
 #                                                    --join: one more broker of the cluster whose first is in OTHER
+#     [--listener NAME:PROTOCOL]...                  more ports (SSL, SASL_SSL, SASL_PLAINTEXT), advertised as localhost:PORT
+#     [--user NAME=PASSWORD]                         for the SASL ports: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512
 #   kafka.sh down DIR                                stops it; the data stay
 #   kafka.sh kill9 DIR                               kill -9
 #   kafka.sh start DIR                               the same broker again, same ports, same data
-#   kafka.sh env DIR                                 TXRELAY_TEST_KAFKA=..., KAFKA_PID=... for eval
+#   kafka.sh env DIR                                 TXRELAY_TEST_KAFKA=..., KAFKA_PID=..., LISTENER_NAME=... for eval
 #   kafka.sh tool DIR CLASS ARGS...                  a console tool (org.apache.kafka.tools.TopicCommand ...) from the same jars
 #   kafka.sh fetch [VERSION]                         only the jars
 # Jars are kept in ${TXRELAY_CACHE:-~/.cache/txrelay}/kafka/VERSION. Tried: 4.3.1, 3.9.2.
@@ -38,10 +40,37 @@ fetch() { # VERSION -> folder in $libs
     [ -d "$libs" ] || die "failed to get the jars of Kafka $1"
   fi
 }
-configure() {
-  local port controller=0 cluster
+another_port() { # one that is not in $taken either
+  local port
   port=$(free_port)
-  until [ "$controller" != 0 ] && [ "$controller" != "$port" ]; do controller=$(free_port); done
+  while [[ " $taken " == *" $port "* ]]; do port=$(free_port); done
+  taken+=" $port"
+}
+sasl() { # listener PROTOCOL -> lines of server.properties
+  local name=${1,,}
+  printf '%s\n' "listener.name.$name.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512" \
+    "listener.name.$name.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_${user%%=*}=\"${user#*=}\";"
+  local mechanism
+  for mechanism in 256 512; do
+    printf 'listener.name.%s.scram-sha-%s.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;\n' "$name" "$mechanism"
+  done
+}
+configure() {
+  local port controller cluster one taken='' more='' open='' map='' extra='' lines=''
+  another_port; port=${taken##* }
+  another_port; controller=${taken##* }
+  for one in ${listeners[@]+"${listeners[@]}"}; do
+    another_port
+    open+=",${one%%:*}://127.0.0.1:${taken##* }"
+    more+=",${one%%:*}://localhost:${taken##* }"
+    map+=",${one%%:*}:${one#*:}"
+    extra+="LISTENER_${one%%:*}=localhost:${taken##* } "
+    [[ ${one#*:} != SASL_* ]] || lines+=$(sasl "${one%%:*}")$'\n'
+  done
+  local scram=()
+  if [ -n "$user" ]; then
+    for one in 256 512; do scram+=(--add-scram "SCRAM-SHA-$one=[name=${user%%=*},password=${user#*=}]"); done
+  fi
   cluster=$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d =)
   mkdir -p "$dir"
   cat >"$dir/server.properties" <<CONF
@@ -50,9 +79,9 @@ node.id=1
 controller.quorum.voters=1@127.0.0.1:$controller
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
-listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller
-advertised.listeners=PLAINTEXT://127.0.0.1:$port
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT$map
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller$open
+advertised.listeners=PLAINTEXT://127.0.0.1:$port$more
 log.dirs=$dir/data
 auto.create.topics.enable=false
 # one broker: one copy of everything
@@ -79,11 +108,12 @@ broker.heartbeat.interval.ms=500
 broker.session.timeout.ms=3000
 controller.quorum.election.timeout.ms=1000
 CONF
+  printf '%s' "$lines" >>"$dir/server.properties"
   [ "${#sets[@]}" = 0 ] || printf '%s\n' "${sets[@]}" >>"$dir/server.properties"
-  format "$cluster"
+  format "$cluster" ${scram[@]+"${scram[@]}"}
 }
 join() { # beside the one in $other: its version, settings and cluster, no controller of its own
-  local n=2 port cluster
+  local n=2 port cluster extra=''
   port=$(free_port)
   cluster=$(sed -n 's/^cluster.id=//p' "$other/data/meta.properties")
   until mkdir "$other/node-$n" 2>/dev/null; do n=$((n + 1)); done
@@ -93,10 +123,12 @@ join() { # beside the one in $other: its version, settings and cluster, no contr
     "$other/server.properties" >"$dir/server.properties"
   format "$cluster"
 }
-format() { # CLUSTER
-  timeout 60 "$java" "${jvm[@]}" -Xmx128m -cp "$libs/*" kafka.tools.StorageTool format "--cluster-id=$1" \
-    "--config=$dir/server.properties" >"$dir/format.log" 2>&1 || { tail -n 20 "$dir/format.log" >&2; die "formatting failed"; }
-  printf 'version=%s\nport=%s\n' "$version" "$port" >"$dir/state"
+format() { # CLUSTER [--add-scram ...]
+  local id=$1
+  shift
+  timeout 60 "$java" "${jvm[@]}" -Xmx128m -cp "$libs/*" kafka.tools.StorageTool format "--cluster-id=$id" \
+    "--config=$dir/server.properties" "$@" >"$dir/format.log" 2>&1 || { tail -n 20 "$dir/format.log" >&2; die "formatting failed"; }
+  printf 'version=%s\nport=%s\nlisteners="%s"\n' "$version" "$port" "$extra" >"$dir/state"
 }
 start() {
   local n=0 pid
@@ -117,18 +149,20 @@ cmd=${1:-help}
 case $cmd in
   fetch) fetch "${2:-$newest}"; exit ;;
   up | down | kill9 | start | env | tool) ;;
-  *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 dir=${2:?folder}
 shift 2
 [ "${dir#/}" != "$dir" ] || dir=$PWD/$dir
-version=$newest sets=() other=
+version=$newest sets=() listeners=() user='' other=
 if [ "$cmd" = up ]; then
   while [ $# -gt 0 ]; do
     case $1 in
       --version) version=${2:?version}; shift 2 ;;
       --join) other=${2:?folder}; shift 2 ;;
       --set) sets+=("${2:?k=v}"); shift 2 ;;
+      --listener) listeners+=("${2:?NAME:PROTOCOL}"); shift 2 ;;
+      --user) user=${2:?NAME=PASSWORD}; shift 2 ;;
       *) die "unknown option $1" ;;
     esac
   done
@@ -147,7 +181,11 @@ case $cmd in
   up | start) fetch "$version"; start; printf '127.0.0.1:%s\n' "$port" ;;
   down) end "$dir/broker.pid" TERM 20 ;;
   kill9) end "$dir/broker.pid" KILL ;;
-  env) printf 'TXRELAY_TEST_KAFKA=127.0.0.1:%s\nKAFKA_PID=%s\n' "$port" "$(pid_of "$dir/broker.pid" || true)" ;;
+  env)
+    printf 'TXRELAY_TEST_KAFKA=127.0.0.1:%s\nKAFKA_PID=%s\n' "$port" "$(pid_of "$dir/broker.pid" || true)"
+    # shellcheck disable=SC2086,SC2128 # a list of words out of the state file
+    [ -z "$listeners" ] || printf '%s\n' $listeners
+    ;;
   tool)
     fetch "$version"
     # A tool that finds its broker dead would wait for a minute per record.

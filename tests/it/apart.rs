@@ -1,10 +1,9 @@
 //! The reader apart from the group, against a real Kafka.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use txrelay::config::{self, OnLostPosition};
+use txrelay::config;
 use txrelay::core::hole::Look;
 use txrelay::core::offsets::Offsets;
 use txrelay::core::record::TopicPartition;
@@ -13,16 +12,7 @@ use txrelay::source::{Apart, Ended, look_again};
 use crate::rig::{Admin, LIMIT, Topic, bootstrap, ids};
 
 fn kafka(topic: &Topic) -> config::Kafka {
-    config::Kafka {
-        brokers: vec![bootstrap()],
-        topics: vec![topic.name.clone()],
-        group: format!("group-{}", topic.name),
-        start: None,
-        on_lost_position: OnLostPosition::Continue,
-        record_max: 1 << 20,
-        backlog_max: None,
-        librdkafka: BTreeMap::new(),
-    }
+    config::Kafka::plain(&[&bootstrap()], &[&topic.name], &format!("group-{}", topic.name))
 }
 
 fn at(topic: &Topic) -> TopicPartition {

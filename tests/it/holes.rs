@@ -1,10 +1,9 @@
 //! Offsets that no record has: markers, aborted records, what compaction took, and what nothing explains.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use txrelay::config::{self, OnLostPosition};
+use txrelay::config;
 use txrelay::core::record::TopicPartition;
 use txrelay::source::look_again;
 
@@ -13,16 +12,7 @@ use crate::rig::{Admin, Broker, LIMIT, Ledger, Relay, Topic, bootstrap, eventual
 
 /// How many offsets of the range can still be read.
 fn readable(brokers: &str, topic: &str, end: i64) -> i64 {
-    let kafka = config::Kafka {
-        brokers: vec![brokers.to_owned()],
-        topics: vec![topic.to_owned()],
-        group: "look".to_owned(),
-        start: None,
-        on_lost_position: OnLostPosition::Continue,
-        record_max: 1 << 20,
-        backlog_max: None,
-        librdkafka: BTreeMap::new(),
-    };
+    let kafka = config::Kafka::plain(&[brokers], &[topic], "look");
     let at = TopicPartition { topic: Arc::from(topic), partition: 0 };
     let look = look_again(&kafka, &at, 0..end, Instant::now() + LIMIT).expect("Kafka answers");
     look.readable.iter().map(|run| run.end - run.start).sum()

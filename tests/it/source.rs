@@ -1,7 +1,7 @@
 //! `MessageSource` against a real Kafka: what a source promises to the consumer thread.
 //! The broker is named by TXRELAY_TEST_KAFKA (`host:port`, plain, topics need not be there).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -16,7 +16,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use txrelay::config::{self, OnLostPosition, Start};
+use txrelay::config::{self, Start};
 use txrelay::core::record::{Record, TopicPartition};
 use txrelay::source::{self, MessageSource, Polled, SourceError, TroubleKind};
 
@@ -87,16 +87,7 @@ impl Rig {
     }
 
     fn kafka(&self) -> config::Kafka {
-        config::Kafka {
-            brokers: vec![bootstrap()],
-            topics: vec![self.topic.clone()],
-            group: format!("group-{}", self.topic),
-            start: None,
-            on_lost_position: OnLostPosition::Continue,
-            record_max: 1 << 20,
-            backlog_max: None,
-            librdkafka: BTreeMap::new(),
-        }
+        config::Kafka::plain(&[&bootstrap()], &[&self.topic], &format!("group-{}", self.topic))
     }
 
     fn open(&self) -> Box<dyn MessageSource> {

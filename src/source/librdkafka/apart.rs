@@ -70,7 +70,7 @@ impl Apart {
     }
 
     fn with(kafka: &config::Kafka, isolation: &str) -> Result<Self, SourceError> {
-        let mut client = settings::client_config(kafka, None);
+        let mut client = settings::client_config(kafka, None)?;
         // The group's name only because librdkafka assigns nothing without one; nothing of it is joined or committed.
         client.set("enable.auto.commit", "false");
         client.set("enable.partition.eof", "true");

@@ -6,6 +6,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
 
 use crate::config;
+use crate::source::SourceError;
 
 /// Sensible here, and the user's to change under `[kafka.librdkafka]`.
 const DEFAULTS: [(&str, &str); 13] = [
@@ -32,7 +33,7 @@ const DEFAULTS: [(&str, &str); 13] = [
 ];
 
 /// Losing one of these loses messages.
-const OWNED: [(&str, &str); 9] = [
+const OWNED: [(&str, &str); 7] = [
     // `earliest` and `latest` both jump silently when a position has left the log.
     ("auto.offset.reset", "error"),
     // Off by default: a flipped bit is then delivered as good data.
@@ -41,25 +42,32 @@ const OWNED: [(&str, &str); 9] = [
     // Only *stored* offsets are committed, and only what is in PostgreSQL is stored.
     ("enable.auto.commit", "true"),
     ("enable.auto.offset.store", "false"),
-    ("partition.assignment.strategy", "cooperative-sticky"),
-    // The newer protocol gets no assignment and no error from a 3.9 broker.
-    ("group.protocol", "classic"),
     ("allow.auto.create.topics", "false"),
     // End of partition would arrive as a fault.
     ("enable.partition.eof", "false"),
 ];
 
+/// The classic protocol's, which librdkafka refuses with the newer one: there the broker assigns and keeps the sessions.
+const CLASSIC: [(&str, &str); 1] = [("partition.assignment.strategy", "cooperative-sticky")];
+const SESSION: [&str; 2] = ["session.timeout.ms", "heartbeat.interval.ms"];
+
 /// Everything librdkafka is told.
-pub(super) fn client_config(kafka: &config::Kafka, instance: Option<&str>) -> ClientConfig {
+///
+/// # Errors
+/// A file of `[kafka.tls]` or `[kafka.sasl]` cannot be read now, though it could when the configuration was loaded.
+pub(super) fn client_config(kafka: &config::Kafka, instance: Option<&str>) -> Result<ClientConfig, SourceError> {
     let mut client = ClientConfig::new();
-    for (key, value) in DEFAULTS {
-        client.set(key, value);
+    // The newer protocol (KIP-848) gets no assignment and no error from a broker without it: preflight asks first.
+    let is_classic = !kafka.wants_new_group_protocol();
+    client.set("group.protocol", "classic");
+    for (key, value) in DEFAULTS.iter().filter(|(key, _)| is_classic || !SESSION.contains(key)) {
+        client.set(*key, *value);
     }
     for (key, value) in &kafka.librdkafka {
         client.set(key, value);
     }
-    for (key, value) in OWNED {
-        client.set(key, value);
+    for (key, value) in OWNED.iter().chain(CLASSIC.iter().filter(|_| is_classic)) {
+        client.set(*key, *value);
     }
     client.remove("metadata.broker.list");
     client.set("bootstrap.servers", kafka.brokers.join(","));
@@ -68,9 +76,38 @@ pub(super) fn client_config(kafka: &config::Kafka, instance: Option<&str>) -> Cl
     if let Some(instance) = instance {
         client.set("group.instance.id", instance);
     }
+    secure(&mut client, kafka).map_err(SourceError::Request)?;
     // Info: a plain client on a TLS port is told nothing at any higher level. The lines are kept for sentences, not printed.
     client.set_log_level(RDKafkaLogLevel::Info);
-    client
+    Ok(client)
+}
+
+/// `[kafka.tls]` and `[kafka.sasl]` in librdkafka's words, with the files' present content.
+fn secure(client: &mut ClientConfig, kafka: &config::Kafka) -> Result<(), String> {
+    let protocol = match (&kafka.tls, &kafka.sasl) {
+        (None, None) => "plaintext",
+        (Some(_), None) => "ssl",
+        (None, Some(_)) => "sasl_plaintext",
+        (Some(_), Some(_)) => "sasl_ssl",
+    };
+    client.set("security.protocol", protocol);
+    if let Some(tls) = &kafka.tls {
+        let [ca, certificate, key] = tls.read()?;
+        for (property, pem) in [("ssl.ca.pem", ca), ("ssl.certificate.pem", certificate), ("ssl.key.pem", key)] {
+            if let Some(pem) = pem {
+                client.set(property, pem);
+            }
+        }
+        // librdkafka's default, said all the same: without it any certificate of the CA would do.
+        client.set("ssl.endpoint.identification.algorithm", "https");
+        client.set("enable.ssl.certificate.verification", "true");
+    }
+    if let Some(sasl) = &kafka.sasl {
+        client.set("sasl.mechanism", sasl.mechanism.name());
+        client.set("sasl.username", &sasl.username);
+        client.set("sasl.password", sasl.read_password()?);
+    }
+    Ok(())
 }
 
 /// How many records and bytes of one partition the client holds that it has not returned, at most, but for one answer.

@@ -51,6 +51,13 @@ impl Broker {
         String::from_utf8(out.stdout).expect("text")
     }
 
+    /// Address of one more port, by its name: `--listener NAME:PROTOCOL`.
+    #[track_caller]
+    pub fn listener(&self, name: &str) -> String {
+        let (env, wanted) = (self.tell("env", &[]), format!("LISTENER_{name}="));
+        env.lines().find_map(|line| line.strip_prefix(&wanted)).expect("a listener of that name").to_owned()
+    }
+
     #[track_caller]
     pub fn stop(&self) {
         self.tell("down", &[]);

@@ -105,7 +105,23 @@ impl Topic {
     /// Compressed.
     #[track_caller]
     pub fn write_gzip(&self, partition: i32, ids: Vec<String>) -> Vec<String> {
-        self.write_with(&producer(&self.brokers, &[("compression.type", "gzip")]), partition, &ids);
+        self.write_as("gzip", partition, ids)
+    }
+
+    /// One transaction of some `bytes`.
+    #[track_caller]
+    pub fn write_large(&self, partition: i32, id: &str, bytes: usize) {
+        let value = format!(r#"{{"transaction_id":"{id}","note":"{}"}}"#, "x".repeat(bytes));
+        let producer = producer(&self.brokers, &[("message.max.bytes", "4000000")]);
+        let record = BaseRecord::to(&self.name).partition(partition).key(id).payload(&value);
+        producer.send(record).map_err(|(e, _)| e).expect("queued");
+        producer.flush(LIMIT).expect("Kafka takes the record");
+    }
+
+    /// Compressed with this codec.
+    #[track_caller]
+    pub fn write_as(&self, codec: &str, partition: i32, ids: Vec<String>) -> Vec<String> {
+        self.write_with(&producer(&self.brokers, &[("compression.type", codec)]), partition, &ids);
         ids
     }
 

@@ -3,6 +3,7 @@
 
 mod broker;
 mod certificates;
+mod fake_broker;
 mod kafka;
 mod ledger;
 mod postgres;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 
 pub use broker::{Admin, Broker};
 pub use certificates::{Authority, Issued, write_private};
+pub use fake_broker::{FETCH, FakeBroker, Fault, OFFSET_COMMIT, TOPIC};
 pub use kafka::{LARGEST, Load, Raw, Topic, ids, transaction};
 pub use ledger::Ledger;
 pub use postgres::Pg;
