@@ -66,7 +66,7 @@ bench: ## deliveries/s, CPU, commits, WAL, RSS, latency, growth, and restarts af
 bench-peers: ## txrelay beside graphile-worker, River and Bento in one run (needs Go and Node; ARGS=--quick)
 	@benches/peers.sh $(ARGS)
 
-install: $(if $(BINARY),,build) ## binary, unit, example configuration and documents, under DESTDIR and PREFIX
+install: $(if $(BINARY),,build) ## binary, unit, example configuration, documents, alerts and dashboard, under DESTDIR and PREFIX
 	install -D -m 755 $(or $(BINARY),$(CARGO_TARGET_DIR)/release/txrelay) $(DESTDIR)$(PREFIX)/bin/txrelay
 	install -d -m 755 $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|/usr/bin/txrelay|$(PREFIX)/bin/txrelay|; s|/usr/share/doc|$(PREFIX)/share/doc|' 'systemd/txrelay@.service' > '$(DESTDIR)$(PREFIX)/lib/systemd/system/txrelay@.service'
@@ -76,3 +76,7 @@ install: $(if $(BINARY),,build) ## binary, unit, example configuration and docum
 	install -D -m 644 etc/txrelay.toml $(DESTDIR)$(PREFIX)/share/doc/txrelay/txrelay.toml
 	for doc in README.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE; do \
 	  install -D -m 644 $$doc $(DESTDIR)$(PREFIX)/share/doc/txrelay/$$doc || exit 1; done
+	for page in docs/runbook/*.md; do \
+	  install -D -m 644 $$page $(DESTDIR)$(PREFIX)/share/doc/txrelay/runbook/$${page##*/} || exit 1; done
+	for file in rules.yml alerts.yml dashboards/txrelay.json; do \
+	  install -D -m 644 mixin/$$file $(DESTDIR)$(PREFIX)/share/txrelay/mixin/$$file || exit 1; done

@@ -11,6 +11,7 @@ mod faults;
 mod logs;
 mod metrics;
 mod misuse;
+mod mixin;
 mod ops;
 mod postgresql;
 mod relay;

@@ -83,6 +83,14 @@ fn make_install_puts_each_file_where_the_readme_says() {
         ] {
             expected.push(format!("{below}/{file}"));
         }
+        for page in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/runbook")).expect("pages") {
+            let name = page.expect("a page").file_name();
+            expected.push(format!("{below}/share/doc/txrelay/runbook/{} 644", name.to_str().expect("text")));
+        }
+        for file in ["alerts.yml", "dashboards/txrelay.json", "rules.yml"] {
+            expected.push(format!("{below}/share/txrelay/mixin/{file} 644"));
+        }
+        expected.sort();
         assert_eq!(files(&installed.0), expected);
         let unit = std::fs::read_to_string(installed.0.join(below).join("lib/systemd/system/txrelay@.service")).unwrap();
         let programs: Vec<&str> = unit.lines().filter(|line| line.contains("bin/txrelay ")).collect();
