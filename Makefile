@@ -82,7 +82,7 @@ bench-peers: ## txrelay beside graphile-worker, River and Bento in one run (need
 bench-herd: ## a service that fails for a minute and comes back: what it is sent, and an SVG of it (ARGS=--quick, HERD_KINDS="503 hang")
 	@benches/herd.sh $(ARGS)
 
-install: $(if $(BINARY),,build) ## binary, unit, example configuration and documents, under DESTDIR and PREFIX
+install: $(if $(BINARY),,build) ## binary, unit, example configuration, documents, manual, alerts and dashboard, under DESTDIR and PREFIX
 	install -D -m 755 $(or $(BINARY),$(CARGO_TARGET_DIR)/release/txrelay) $(DESTDIR)$(PREFIX)/bin/txrelay
 	install -d -m 755 $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|/usr/bin/txrelay|$(PREFIX)/bin/txrelay|; s|/usr/share/doc|$(PREFIX)/share/doc|' 'systemd/txrelay@.service' > '$(DESTDIR)$(PREFIX)/lib/systemd/system/txrelay@.service'
@@ -95,5 +95,9 @@ install: $(if $(BINARY),,build) ## binary, unit, example configuration and docum
 	install -D -m 644 systemd/txrelay.sysusers '$(DESTDIR)$(PREFIX)/lib/sysusers.d/txrelay.conf'
 	install -D -m 644 etc/txrelay.toml $(DESTDIR)/etc/txrelay/txrelay.toml.example
 	install -D -m 644 etc/txrelay.toml $(DESTDIR)$(PREFIX)/share/doc/txrelay/txrelay.toml
-	for doc in README.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE docs/kafka-clients.md; do \
+	for doc in README.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE docs/commands.md docs/kafka-clients.md docs/operating.md; do \
 	  install -D -m 644 $$doc $(DESTDIR)$(PREFIX)/share/doc/txrelay/$${doc##*/} || exit 1; done
+	for page in docs/runbook/*.md; do \
+	  install -D -m 644 $$page $(DESTDIR)$(PREFIX)/share/doc/txrelay/runbook/$${page##*/} || exit 1; done
+	for file in rules.yml alerts.yml dashboards/txrelay.json; do \
+	  install -D -m 644 mixin/$$file $(DESTDIR)$(PREFIX)/share/txrelay/mixin/$$file || exit 1; done

@@ -30,6 +30,7 @@ mod lost;
 mod metrics;
 mod misbehave;
 mod misuse;
+mod mixin;
 mod model;
 mod ops;
 mod poison;

@@ -79,10 +79,26 @@ fn make_install_puts_each_file_where_the_readme_says() {
             "share/doc/txrelay/LICENSE 644",
             "share/doc/txrelay/README.md 644",
             "share/doc/txrelay/SECURITY.md 644",
+            "share/doc/txrelay/kafka-clients.md 644",
+            "share/doc/txrelay/operating.md 644",
+            "share/doc/txrelay/commands.md 644",
             "share/doc/txrelay/txrelay.toml 644",
+            "share/bash-completion/completions/txrelay 644",
+            "share/fish/vendor_completions.d/txrelay.fish 644",
+            "share/zsh/site-functions/_txrelay 644",
+            "share/man/man1/txrelay.1 644",
+            "share/man/man5/txrelay.toml.5 644",
         ] {
             expected.push(format!("{below}/{file}"));
         }
+        for page in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/runbook")).expect("pages") {
+            let name = page.expect("a page").file_name();
+            expected.push(format!("{below}/share/doc/txrelay/runbook/{} 644", name.to_str().expect("text")));
+        }
+        for file in ["alerts.yml", "dashboards/txrelay.json", "rules.yml"] {
+            expected.push(format!("{below}/share/txrelay/mixin/{file} 644"));
+        }
+        expected.sort();
         assert_eq!(files(&installed.0), expected);
         let unit = std::fs::read_to_string(installed.0.join(below).join("lib/systemd/system/txrelay@.service")).unwrap();
         let programs: Vec<&str> = unit.lines().filter(|line| line.contains("bin/txrelay ")).collect();
