@@ -72,7 +72,8 @@ fn every_series_that_alerts_and_dashboard_name_is_at_the_live_endpoint() {
     let (topic, ledger) = (Topic::new(1), Ledger::start());
     let mut relay = Relay::new(&topic.name, &ledger.url(), "");
     relay.start();
-    eventually("it reads", || relay.partitions() == 1);
+    // The last to be there: it is known once Kafka has said where the log ends.
+    eventually("the lag is known", || relay.http("/metrics").is_some_and(|text| text.contains("txrelay_kafka_lag_records{")));
     let metrics = relay.http("/metrics").expect("answers");
     let live: BTreeSet<&str> = metrics.lines().filter_map(|line| line.split(['{', ' ']).next()).collect();
     let recorded = values("mixin/rules.yml", "record");
