@@ -27,6 +27,8 @@ pub type OpenSource = Box<dyn FnMut() -> Result<Box<dyn MessageSource>, SourceEr
 const POLL: Duration = Duration::from_millis(100);
 /// How long a batch that is worth a commit waits for more.
 const LINGER: Duration = Duration::from_millis(4);
+/// The least time between the beginnings of two small batches.
+const PACE: Duration = Duration::from_millis(3);
 /// How often positions are read back and quiet partitions moved over markers; the first time sooner.
 const CHECK: Duration = Duration::from_secs(10);
 const FIRST_CHECK: Duration = Duration::from_secs(2);
@@ -64,6 +66,7 @@ pub struct Consumer {
     open_deliveries: Arc<AtomicI64>,
     /// Reading stands still because too much is open: the source is paused.
     pub(super) backlog_full: bool,
+    pub(super) committed_at: Option<Instant>,
     trouble_at: Option<Instant>,
     failures: u32,
 }
@@ -134,6 +137,7 @@ impl Consumer {
             above_end: HashMap::new(),
             parked_until: (Instant::now(), Duration::ZERO),
             described_at: None,
+            committed_at: None,
             trouble_at: None,
             failures: 0,
         }
@@ -291,7 +295,11 @@ impl Consumer {
 
     /// A lone record goes at once; in a flood a batch waits a moment, counted from its first record, to be worth its commit.
     fn linger(&self) -> Duration {
-        if self.reading.len() >= 16 { LINGER.saturating_sub(self.reading.age()) } else { Duration::ZERO }
+        if self.reading.len() >= 16 {
+            LINGER.saturating_sub(self.reading.age())
+        } else {
+            self.committed_at.map_or(Duration::ZERO, |at| PACE.saturating_sub(at.elapsed()))
+        }
     }
 
     /// Partitions that are no longer this process's; their series exist while they are assigned.

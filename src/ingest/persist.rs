@@ -34,6 +34,7 @@ impl Consumer {
     /// Commits what was read, and moves quiet partitions over markers. `None`: done.
     pub(super) fn commit(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
         let records = self.reading.take();
+        self.committed_at = (!records.is_empty()).then(Instant::now).or(self.committed_at);
         let extents = extents(&records);
         let advances = match self.advances(source, &records, &extents) {
             Ok(advances) if advances.is_empty() => return None,
