@@ -6,7 +6,7 @@
 #   BENCH_CONTENDERS="txrelay graphile river bento"  BENCH_SCENARIOS="kill burst slow rate"  BENCH_RUNS=3  BENCH_RECORDS=30000
 #   BENCH_WORKERS=64  BENCH_RATE=500 (records a second)  BENCH_SECONDS=30 (of that)  BENCH_STALL=75 (s without a delivery = lost)
 #   BENCH_FLUSH_US=5000  each flush of PostgreSQL's takes so much longer, as on a network disk
-#   BENCH_OUT=FILE       the runs as JSON lines
+#   BENCH_OUT=FILE       the runs as JSON lines       BENCH_TXRELAY=FILE  another build of txrelay, to compare two
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 here=$root/tests/bed

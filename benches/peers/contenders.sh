@@ -29,7 +29,7 @@ CONF
 }
 start_txrelay() {
   spawn "$dir/contender-1.pid" "$dir/contender.log" env "STATE_DIRECTORY=$dir/contender.state" \
-    "$CARGO_TARGET_DIR/release/txrelay" -c "$dir/contender.toml" run
+    "${BENCH_TXRELAY:-$CARGO_TARGET_DIR/release/txrelay}" -c "$dir/contender.toml" run
 }
 
 setup_river() { contender_env "$peers/bin/river" migrate; }

@@ -32,6 +32,9 @@ pub type OpenSource = Box<dyn FnMut() -> Result<Box<dyn MessageSource>, SourceEr
 const POLL: Duration = Duration::from_millis(100);
 /// How long a batch that is worth a commit waits for more.
 const LINGER: Duration = Duration::from_millis(4);
+/// The least time between the beginnings of two small batches: a lone record goes at once, and in a steady flow (500/s) two or
+/// three share a commit.
+const PACE: Duration = Duration::from_millis(3);
 /// How often positions are read back and quiet partitions moved over markers; the first time sooner.
 const CHECK: Duration = Duration::from_secs(10);
 const FIRST_CHECK: Duration = Duration::from_secs(2);
@@ -88,6 +91,8 @@ pub struct Consumer {
     pub(super) trouble_at: Option<Instant>,
     /// When this process was last fenced after trouble with brokers.
     fenced_at: Option<Instant>,
+    /// When the last batch was begun: small ones keep a pace.
+    pub(super) committed_at: Option<Instant>,
     failures: u32,
 }
 
@@ -171,6 +176,7 @@ impl Consumer {
             made_with: MadeWith::default(),
             unassigned_since: None,
             check_at: Instant::now(),
+            committed_at: None,
             trouble_at: None,
             fenced_at: None,
             failures: 0,
@@ -369,7 +375,11 @@ impl Consumer {
 
     /// A lone record goes at once; in a flood a batch waits a moment, counted from its first record, to be worth its commit.
     fn linger(&self) -> Duration {
-        if self.reading.len() >= 16 { LINGER.saturating_sub(self.reading.age()) } else { Duration::ZERO }
+        if self.reading.len() >= 16 {
+            LINGER.saturating_sub(self.reading.age())
+        } else {
+            self.committed_at.map_or(Duration::ZERO, |at| PACE.saturating_sub(at.elapsed()))
+        }
     }
 
     /// Partitions that are no longer this process's; their series exist while they are assigned.

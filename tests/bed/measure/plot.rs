@@ -57,7 +57,15 @@ fn draw(args: &Args, lines: &BTreeMap<String, Line>) -> Result<(), Box<dyn std::
         .x_label_area_size(40)
         .y_label_area_size(70)
         .build_cartesian_2d((from.max(1.0) * 0.9..to * 1.1).log_scale(), 0.0..highest)?;
-    chart.configure_mesh().x_desc(&args.x_title).y_desc(&args.y_title).light_line_style(WHITE).draw()?;
+    chart
+        .configure_mesh()
+        .x_desc(&args.x_title)
+        .y_desc(&args.y_title)
+        .x_labels(6)
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_label_formatter(&|y| format!("{y:.0}"))
+        .light_line_style(WHITE)
+        .draw()?;
     for (n, (contender, line)) in lines.iter().enumerate() {
         let color = Palette99::pick(n).to_rgba();
         let medians: Vec<(f64, f64)> = line.iter().map(|(x, values)| (*x as f64, values[values.len() / 2])).collect();
