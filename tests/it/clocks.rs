@@ -85,7 +85,8 @@ impl Drop for Cluster {
     }
 }
 
-const SLOW_RETRIES: &str = "workers = 4\ntimeout = \"3s\"\n[retry]\nbase = \"20s\"\n[gate]\nprobe_cap = \"20s\"";
+const SLOW_RETRIES: &str =
+    "workers = 4\ntimeout = \"3s\"\n[retry]\nbase = \"20s\"\n[gate]\nprobe_cap = \"20s\"\nshut_after = 1000";
 
 /// How many open deliveries lie more than half an hour ahead of this machine's clock, which nobody sets here.
 fn ahead(relay: &Relay, what: &str) -> i64 {
