@@ -132,9 +132,9 @@ impl Permits {
             self.starts.fetch_add(u64::from(!is_suspect), Ordering::Relaxed);
             return true;
         }
-        // The deadline bounds it.
-        pulse::at("waiting for a permit", None);
         let left = leased.deadline.saturating_duration_since(Instant::now());
+        // The deadline bounds it, twice: once for the turn, once for the permit.
+        pulse::at("waiting for a permit", pulse::PROMPT.map(|bound| bound + left));
         select! {
             recv(self.turnstile.1) -> _ => {}
             recv(stop.signal()) -> _ => return false,

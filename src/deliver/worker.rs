@@ -49,7 +49,6 @@ impl Worker {
         loop {
             pulse::at("waiting for a delivery", None);
             let Some(mut leased) = self.next(handoff) else { return Ok(()) };
-            failpoint("thread-worker");
             // Room bounds what waits for a worker; this one waits no longer.
             leased.slot = None;
             let may_start = self.permits.start(&leased, &self.stop);
@@ -59,6 +58,7 @@ impl Worker {
                 Settled::GivenBack
             } else {
                 pulse::at("sending", bound);
+                failpoint("thread-worker");
                 self.attempt(&leased)
             };
             let Leased { id, lease, attempt, received_at, .. } = leased;

@@ -291,7 +291,7 @@ fn serve(mut stream: std::net::TcpStream, healed: &AtomicBool, refused: &AtomicU
 #[test]
 fn answers_that_postgresql_would_refuse_hold_up_no_outcome() {
     let (topic, service) = (Topic::new(1), Hostile::start());
-    let mut relay = Relay::new(&topic.name, &service.url, "workers = 8\nkeep_answer = \"1 KiB\"");
+    let mut relay = Relay::new(&topic.name, &service.url, "workers = 8\nkeep_answer = \"1 KiB\"\n[gate]\nshut_after = 1000");
     relay.start();
     topic.transactions(ids("h", 0..50));
     eventually("every outcome is written", || {
