@@ -11,6 +11,7 @@ use std::path::Path;
 use super::{Exit, complain, connect, load_to_connect, say, store_failed};
 use crate::config::Config;
 use crate::core::audit::{Audit, LifeId, Problem};
+use crate::core::ledger::Imbalances;
 use crate::core::offsets::Offsets;
 use crate::store::{Finding, Moment, RejectedFilter, RejectedRow, SchemaState, Session, StoreError, Stored, schema_state};
 
@@ -47,6 +48,8 @@ struct Report {
     problems: Vec<Problem>,
     /// What upkeep has found, and this look has not.
     findings: Vec<Finding>,
+    /// How far the ledger's equations are off, by the counters and rows of the same moment; of all topics.
+    imbalances: Imbalances,
     /// Transactions that problems name.
     named: HashMap<i64, Stored>,
     reasons: Vec<(LifeId, String, i64)>,
@@ -85,7 +88,12 @@ pub(super) fn reconcile(file: &Path, sets: &[String], args: &ReconcileArgs) -> E
 impl Report {
     fn n_problems(&self) -> usize {
         let logs = self.log.as_ref().map_or(0, |logs| logs.problems.len());
-        self.problems.len() + self.findings.len() + logs
+        self.problems.len() + self.findings.len() + self.equations_off().count() + logs
+    }
+
+    /// The ledger's equations that do not hold, and by how much.
+    fn equations_off(&self) -> impl Iterator<Item = (&'static str, i64)> {
+        self.imbalances.labelled().into_iter().filter(|(_, off)| *off != 0)
     }
 }
 
@@ -108,11 +116,13 @@ fn look(config: &Config, session: &mut Session, args: &ReconcileArgs) -> Result<
     let filter = RejectedFilter { reason: Some("conflict".to_owned()), topic: args.topic.clone(), closed: true };
     let conflicts = session.rejected(&filter, 0, NAMED)?;
     let findings = session.findings(NAMED)?;
+    // Not what the audit found: this look finds that itself.
+    let imbalances = session.gauges()?.ledger().imbalances();
     session.end_snapshot()?;
     let findings =
         findings.into_iter().filter(|finding| concerns(finding, topic) && !is_known(finding, &problems, whole)).collect();
     let log = log::ask(config, &audit, &moment, args.full);
-    Ok(Report { whole, audit, moment, problems, findings, named, reasons, conflicts, log })
+    Ok(Report { whole, audit, moment, problems, findings, imbalances, named, reasons, conflicts, log })
 }
 
 /// In a snapshot nothing is late, and no second look is needed.

@@ -158,6 +158,23 @@ fn a_record_that_was_skipped_and_can_be_read_is_named() {
 }
 
 #[test]
+fn a_counter_that_was_altered_is_wrong_for_reconcile_as_for_status() {
+    let (topic, ledger) = (Topic::new(1), Ledger::start());
+    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
+    relay.start();
+    topic.transactions(ids("a", 0..5));
+    eventually("all is delivered", || ledger.count("accepted") == 5 && relay.count("select count(*) from delivery") == 0);
+    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
+    assert_eq!(reconciled(&relay, &[], 0)["ledger_imbalance"], json!({ "read": 0, "ingested": 0, "dead": 0 }));
+    relay.sql().batch_execute("delete from counter where name = 2").expect("by hand");
+    let report = reconciled(&relay, &[], 1);
+    assert_eq!((&report["well"], &report["ledger_imbalance"]["read"]), (&json!(false), &json!(5)));
+    assert_eq!(report["problems"][0]["kind"], "ledger_imbalance");
+    let (code, said) = command(&relay, &["reconcile"]);
+    assert!(code == Some(1) && said.contains("WRONG        the ledger's equation \"read\" is off by 5"), "{said}");
+}
+
+#[test]
 fn without_kafka_postgresql_is_still_accounted_for() {
     let (topic, ledger) = (Topic::new(2), Ledger::start());
     let mut relay = Relay::new(&topic.name, &ledger.url(), "");

@@ -37,6 +37,9 @@ pub(super) fn on_a_screen(name: &str, report: &Report) -> String {
     for finding in &report.findings {
         line(&mut out, "WRONG", &format!("{} (found by upkeep)", finding.words()));
     }
+    for (equation, off) in report.equations_off() {
+        line(&mut out, "WRONG", &equation_words(equation, off));
+    }
     for problem in report.log.iter().flat_map(|logs| &logs.problems) {
         line(&mut out, "WRONG", &format!("{}: {}", place_words(&problem.life, &problem.offsets), problem.words));
     }
@@ -51,6 +54,10 @@ pub(super) fn on_a_screen(name: &str, report: &Report) -> String {
 
 fn line(out: &mut String, what: &str, text: &str) {
     let _ = writeln!(out, "  {what:<12} {text}");
+}
+
+fn equation_words(equation: &str, off: i64) -> String {
+    format!("the ledger's equation \"{equation}\" is off by {off}: a counter and what it counts do not agree")
 }
 
 fn partition(out: &mut String, report: &Report, outcome: &Outcome<'_>) {
@@ -128,6 +135,7 @@ fn sentence(report: &Report, problem: &Problem) -> String {
 ///   last]; at most 20,000 of each), `rejected` (by reason, of the whole life), `deleted`, `skipped_proven`, `skipped_unproven`
 /// - `conflicts`: `rejected` (`id`, `topic`, `partition`, `incarnation`, `offset`) and `transaction` (`tx_id`, `transaction_id`
 ///   and its place), or null where it is not stored any more
+/// - `ledger_imbalance`: by how much each of the ledger's equations is off, of all topics
 /// - `problems`: `kind`, `what`, and the place (`topic`, `partition`, `incarnation`, `from_offset`, `to_offset`) or `tx_id` and
 ///   `transaction_id`
 pub(super) fn in_json(name: &str, report: &Report) -> String {
@@ -142,6 +150,7 @@ pub(super) fn in_json(name: &str, report: &Report) -> String {
         "kafka_failures": logs.map(|logs| logs.failures.clone()).unwrap_or_default(),
         "partitions": partitions,
         "conflicts": report.conflicts.iter().map(conflict_json).collect::<Vec<Value>>(),
+        "ledger_imbalance": report.imbalances.labelled().into_iter().map(|(k, off)| (k.to_owned(), off.into())).collect::<serde_json::Map<String, Value>>(),
         "problems": problems_json(report),
     })
     .to_string()
@@ -201,6 +210,9 @@ fn problems_json(report: &Report) -> Vec<Value> {
         value["tx_id"] = finding.tx_id.into();
         value["transaction_id"] = finding.transaction_id.clone().into();
         all.push(value);
+    }
+    for (equation, off) in report.equations_off() {
+        all.push(place("ledger_imbalance", &equation_words(equation, off), None, None));
     }
     for problem in report.log.iter().flat_map(|logs| &logs.problems) {
         all.push(place(problem.kind, &problem.words, Some(&problem.life), Some(&problem.offsets)));
