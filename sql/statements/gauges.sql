@@ -11,9 +11,9 @@ select
     where t.id = (select min(id) from delivery)) as oldest_open_age,
   (select extract(epoch from now() - min(due_at))::float8 from delivery where due_at <= now()) as oldest_due_age,
   p.paused, p.retention_ended, p.retention_due,
-  (select coalesce(sum(greatest(to_offset - from_offset, 1)), 0)::bigint from audit_finding where kind in ('offset_missing', 'offset_twice'))
+  (select coalesce(sum(greatest(to_offset - from_offset, 1)), 0)::bigint from audit_finding where kind in ('offset_missing', 'offset_twice', 'above_position'))
     as offsets_wrong,
-  (select count(*) from audit_finding where kind not in ('offset_missing', 'offset_twice')) as transactions_wrong
+  (select count(*) from audit_finding where kind not in ('offset_missing', 'offset_twice', 'above_position')) as transactions_wrong
 from (
   select count(*) filter (where attempt = 0 and not leased) as pending, count(*) filter (where leased) as in_flight,
     count(*) filter (where attempt > 0 and not leased) as retrying

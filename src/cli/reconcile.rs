@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::{Exit, complain, connect, load_to_connect, say, store_failed};
 use crate::config::Config;
-use crate::core::audit::{Audit, LifeId, Problem};
+use crate::core::audit::{Audit, LifeId, Outcome, Problem};
 use crate::core::ledger::Imbalances;
 use crate::core::offsets::Offsets;
 use crate::store::{Finding, Moment, RejectedFilter, RejectedRow, SchemaState, Session, StoreError, Stored, schema_state};
@@ -91,6 +91,13 @@ impl Report {
         self.problems.len() + self.findings.len() + self.equations_off().count() + logs
     }
 
+    /// What was found of each life that was asked for.
+    fn outcomes(&self) -> Vec<Outcome<'_>> {
+        let mut outcomes = self.audit.results();
+        outcomes.retain(|outcome| self.moment.lives.iter().any(|life| life.id == outcome.life.id));
+        outcomes
+    }
+
     /// The ledger's equations that do not hold, and by how much.
     fn equations_off(&self) -> impl Iterator<Item = (&'static str, i64)> {
         self.imbalances.labelled().into_iter().filter(|(_, off)| *off != 0)
@@ -105,11 +112,14 @@ fn look(config: &Config, session: &mut Session, args: &ReconcileArgs) -> Result<
     let topic = args.topic.as_deref();
     session.pin_ranges()?;
     session.begin_snapshot()?;
-    let moment = session.moment(topic)?;
+    // Also with one topic: rows are read by their ids, whosever they are.
+    let mut moment = session.moment(None)?;
     let n: i64 = moment.lives.iter().map(|life| life.position - life.first - life.purged.offsets).sum();
     let whole = args.full || n <= FEW;
     let audit = if whole { Audit::whole() } else { Audit::from(session.audit_back(moment.audited_id, BACK)?, moment.audited_id) };
-    let (audit, problems) = in_steps(session, audit.by_place(), &moment)?;
+    let (audit, mut problems) = in_steps(session, audit.by_place(), &moment)?;
+    problems.retain(|problem| problem.place().is_none_or(|(life, _)| is_wanted(life, topic)));
+    moment.keep(|life| is_wanted(life, topic));
     let ids: Vec<i64> = problems.iter().filter_map(Problem::tx_id).collect();
     let named = session.named(&ids)?;
     let reasons = session.rejected_by_reason(topic)?;
@@ -137,12 +147,17 @@ fn in_steps(session: &mut Session, mut audit: Audit, moment: &Moment) -> Result<
         let purged = moment.lives.iter().map(|life| (life.id.clone(), life.purged.offsets)).collect();
         problems.extend(audit.purged(&purged));
     }
+    problems.extend(session.audit_outside(&audit)?);
     Ok((audit, problems))
+}
+
+fn is_wanted(life: &LifeId, topic: Option<&str>) -> bool {
+    topic.is_none_or(|topic| &*life.topic == topic)
 }
 
 /// What is said about transactions concerns every topic: which one it is of is not always known.
 fn concerns(finding: &Finding, topic: Option<&str>) -> bool {
-    topic.is_none_or(|topic| finding.life.as_ref().is_none_or(|life| &*life.topic == topic))
+    finding.life.as_ref().is_none_or(|life| is_wanted(life, topic))
 }
 
 /// Whether this look has seen the same. A look at everything has seen all that is still so.

@@ -11,7 +11,7 @@ use super::coverage::Coverage;
 use super::offsets::Offsets;
 
 mod found;
-pub use found::{Counts, Evidence, Found, Place, Problem, confirmed, look};
+pub use found::{Counts, Evidence, Found, Lacks, Place, Problem, confirmed, look};
 
 /// So many offsets of a partition are held against the other tables at once.
 const WINDOW: i64 = 50_000;
@@ -388,6 +388,27 @@ impl Audit {
         }
         results.sort_by(|a, b| a.life.id.cmp(&b.life.id));
         results
+    }
+
+    /// At the end: transactions that are in no life, and those at or above their life's position. `lives` are of a moment after
+    /// all rows were read, or of the same: a position moves in the server transaction that stores. `topics`: names by number.
+    pub fn outside(&self, lives: &[Life], topics: &HashMap<i16, Arc<str>>) -> Vec<Problem> {
+        let of = |life: &Life| Some(((life.number?, life.id.partition, life.id.incarnation), life.position));
+        let positions: HashMap<Key, i64> = lives.iter().filter_map(of).collect();
+        let mut problems = Vec::new();
+        for (key, state) in &self.states {
+            let position = positions.get(key).copied();
+            let seen: Vec<Offsets> = state.seen.within(&(position.unwrap_or(i64::MIN)..i64::MAX)).collect();
+            let (Some(first), Some(last)) = (seen.first(), seen.last()) else { continue };
+            let n = super::offsets::count(&seen);
+            // A row of `tx` may not even have a topic that is there.
+            let topic = topics.get(&key.0).cloned().unwrap_or_else(|| Arc::from(format!("topic number {}", key.0)));
+            let life = LifeId { topic, partition: key.1, incarnation: key.2 };
+            let lacks = if position.is_some() { Lacks::Advance(n) } else { Lacks::Life(n) };
+            problems.push(Problem::Outside { life, offsets: first.start..last.end, lacks });
+        }
+        problems.sort_by_key(|problem| problem.place().map(|(life, offsets)| (life.clone(), offsets.start)));
+        problems
     }
 
     /// At the end of an audit over everything: whether as many offsets are missing as retention has deleted, at least before it

@@ -38,6 +38,7 @@ fn problems(session: &mut Session, mut audit: Audit, rows: i64) -> BTreeSet<(Str
     suspects.extend(audit.missing());
     if audit.is_whole() {
         suspects.extend(audit.purged(&lives.iter().map(|life| (life.id.clone(), life.purged.offsets)).collect()));
+        suspects.extend(session.audit_outside(&audit).expect("held against the lives"));
     }
     let once: BTreeSet<_> = suspects.iter().map(short).collect();
     let certain = session.audit_confirm(&audit, &suspects).expect("a second look");
@@ -171,6 +172,31 @@ fn whatever_row_goes_astray_is_named_and_nothing_else() {
             assert_eq!(from_the_start, expected, "seed {seed}, {rows} rows, as new ones");
         }
     }
+}
+
+#[test]
+fn a_log_without_its_life_and_what_lies_above_a_position_are_named() {
+    let mut store = Store::new();
+    laid_out(&mut store, &mut SmallRng::seed_from_u64(3), 60);
+    let first = store.number("select min(kafka_offset) from tx where kafka_offset >= 40");
+    let (first_of_all, last) =
+        (store.number("select min(kafka_offset) from tx"), store.number("select max(kafka_offset) from tx"));
+    assert_eq!(whole(&mut store, 7), BTreeSet::new());
+    run(&mut store, "update consumer_position set next_offset = 40");
+    let above = |from: i64| ("above_position".to_owned(), from, last + 1);
+    let found = whole(&mut store, 7);
+    assert!(found.contains(&above(first)), "{found:?}");
+    run(&mut store, "create table kept as select * from consumer_position; delete from consumer_position");
+    let expected = BTreeSet::from([above(first_of_all), ("offset_missing".to_owned(), 0, 0)]);
+    assert_eq!(whole(&mut store, 7), expected, "a life that is read has a position");
+    run(
+        &mut store,
+        "insert into consumer_position select * from kept; update consumer_position set next_offset = 60; delete from life",
+    );
+    let of_log = [(first_of_all, last + 1), (60, 60)].map(|(from, to)| ("offset_missing".to_owned(), from, to));
+    assert_eq!(whole(&mut store, 7), BTreeSet::from(of_log), "its transactions, and its position");
+    let problems = store.session.audit_outside(&Audit::whole()).expect("asked");
+    assert_eq!(store.session.audit_keep(&problems).expect("kept"), 1);
 }
 
 #[test]

@@ -92,7 +92,7 @@ pub(super) fn ask(config: &Config, audit: &Audit, moment: &Moment, everything: b
     source.close(Duration::from_secs(1));
     for outcome in audit.results() {
         let skipped: Vec<Offsets> = outcome.ranges(Place::Skipped).collect();
-        if !skipped.is_empty() {
+        if !skipped.is_empty() && logs.logs.contains_key(&outcome.life.id) {
             logs.prove(config, outcome.life, &skipped, everything);
         }
     }

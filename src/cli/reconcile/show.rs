@@ -19,7 +19,7 @@ pub(super) fn on_a_screen(name: &str, report: &Report) -> String {
         Ok(logs) => logs.failures.iter().for_each(|why| line(&mut out, "kafka", &format!("no answer: {why}"))),
         Err(why) => line(&mut out, "kafka", &format!("not asked, only PostgreSQL: {why}")),
     }
-    for outcome in report.audit.results() {
+    for outcome in report.outcomes() {
         partition(&mut out, report, &outcome);
     }
     for conflict in &report.conflicts {
@@ -139,7 +139,7 @@ fn sentence(report: &Report, problem: &Problem) -> String {
 /// - `problems`: `kind`, `what`, and the place (`topic`, `partition`, `incarnation`, `from_offset`, `to_offset`) or `tx_id` and
 ///   `transaction_id`
 pub(super) fn in_json(name: &str, report: &Report) -> String {
-    let partitions: Vec<Value> = report.audit.results().iter().map(|outcome| partition_json(report, outcome)).collect();
+    let partitions: Vec<Value> = report.outcomes().iter().map(|outcome| partition_json(report, outcome)).collect();
     let logs = report.log.as_ref().ok();
     json!({
         "pipeline": name,

@@ -119,6 +119,15 @@ pub enum Problem {
         /// So many were deleted, at least and at most.
         deleted: (i64, i64),
     },
+    /// Offsets that no life, or no position, accounts for.
+    Outside {
+        /// Whose.
+        life: LifeId,
+        /// Which: from the first to the last of them.
+        offsets: Offsets,
+        /// What is not there.
+        lacks: Lacks,
+    },
     /// A transaction with no evidence of any state.
     Unaccounted {
         /// `tx.id`
@@ -140,11 +149,25 @@ pub enum Problem {
     },
 }
 
+/// What is not there for offsets that are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lacks {
+    /// So many transactions, and no row in `life`.
+    Life(i64),
+    /// A position, and no row in `life`.
+    LifeOfPosition,
+    /// A life that is read, and no position.
+    Position,
+    /// So many transactions at or above the position.
+    Advance(i64),
+}
+
 impl Problem {
     /// Its kind, as in table `audit_finding`.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Missing { .. } => "offset_missing",
+            Self::Outside { lacks: Lacks::Advance(_), .. } => "above_position",
+            Self::Missing { .. } | Self::Outside { .. } => "offset_missing",
             Self::Purged { missing, deleted, .. } if missing > &deleted.1 => "offset_missing",
             Self::Twice { .. } | Self::Purged { .. } => "offset_twice",
             Self::Unaccounted { .. } => "unaccounted",
@@ -156,7 +179,9 @@ impl Problem {
     /// Whose, and which offsets, where it is about offsets.
     pub fn place(&self) -> Option<(&LifeId, Offsets)> {
         match self {
-            Self::Missing { life, offsets, .. } | Self::Twice { life, offsets, .. } => Some((life, offsets.clone())),
+            Self::Missing { life, offsets, .. } | Self::Twice { life, offsets, .. } | Self::Outside { life, offsets, .. } => {
+                Some((life, offsets.clone()))
+            }
             Self::Purged { life, below, .. } => Some((life, below - 1..*below)),
             _ => None,
         }
@@ -185,6 +210,14 @@ impl Problem {
             Self::Purged { below, missing, deleted, .. } => {
                 format!("retention has deleted {} of the offsets below {below}, and only {missing} have no row", deleted.0)
             }
+            Self::Outside { lacks, .. } => match lacks {
+                Lacks::Life(n) => format!("{n} transactions of a log that is in no life: none of its offsets is accounted for"),
+                Lacks::LifeOfPosition => {
+                    "a position of a log that is in no life: none of its offsets is accounted for".to_owned()
+                }
+                Lacks::Position => "a log that is being read, and has no position".to_owned(),
+                Lacks::Advance(n) => format!("stored above the position ({n} transactions): they will be read again"),
+            },
             Self::Unaccounted { .. } => {
                 "unaccounted: stored, and neither open, dead, resolved nor accepted by the service".to_owned()
             }
