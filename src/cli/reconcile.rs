@@ -91,6 +91,12 @@ impl Report {
         self.problems.len() + self.findings.len() + self.equations_off().count() + logs
     }
 
+    /// `None`: nothing was found wrong, and Kafka's side is not known.
+    fn is_well(&self) -> Option<bool> {
+        let is_asked = self.log.as_ref().is_ok_and(|logs| logs.failures.is_empty());
+        (is_asked || self.n_problems() > 0).then(|| self.n_problems() == 0)
+    }
+
     /// What was found of each life that was asked for.
     fn outcomes(&self) -> Vec<Outcome<'_>> {
         let mut outcomes = self.audit.results();
@@ -131,7 +137,9 @@ fn look(config: &Config, session: &mut Session, args: &ReconcileArgs) -> Result<
     session.end_snapshot()?;
     let findings =
         findings.into_iter().filter(|finding| concerns(finding, topic) && !is_known(finding, &problems, whole)).collect();
-    let log = log::ask(config, &audit, &moment, args.full);
+    // Kafka's logs are held against the positions of now: the audit may have taken hours.
+    let now = session.moment(topic)?;
+    let log = log::ask(config, &audit, &now, topic, args.full);
     Ok(Report { whole, audit, moment, problems, findings, imbalances, named, reasons, conflicts, log })
 }
 
