@@ -9,6 +9,9 @@ use super::{Exit, connect, load_to_connect, say, store_failed};
 use crate::core::ledger::Imbalances;
 use crate::store::{ProcessRow, SchemaState, Status, StoreError, schema_state, status as read};
 
+/// Everything is audited once a day; after this many seconds something hinders it.
+const AUDIT_IS_OLD: f64 = 3.0 * 86_400.0;
+
 /// One screen, or one JSON object. Exit status 1 when something stands still, is wrong, or a process is silent.
 pub(super) fn status(file: &Path, sets: &[String], as_json: bool) -> Exit {
     let config = match load_to_connect(file, sets) {
@@ -57,6 +60,9 @@ fn on_a_screen(name: &str, status: &Status) -> String {
     }
     for finding in &status.findings {
         line("WRONG", finding.words());
+    }
+    if let Some(age) = status.gauges.audit_whole_age.filter(|age| *age > AUDIT_IS_OLD) {
+        line("audit", format!("everything was last audited {} ago, which should be once a day while the daemon runs", ago(age)));
     }
     if status.gauges.paused {
         line("paused", "delivering is paused".to_owned());

@@ -222,7 +222,15 @@ fn what_retention_deletes_is_counted_and_a_row_that_goes_among_them_is_noticed()
     );
     let below = store.number("select to_offset from purged");
     let found = whole(&mut store, 10);
-    assert!(found.contains(&("offset_missing".to_owned(), below - 1, below)), "{found:?}");
+    assert!(found.contains(&("purged".to_owned(), 0, below)), "{found:?}");
+    // It stays one finding while retention goes on, and counts as one.
+    for below in [below, below + 5] {
+        let life = store.session.moment(None).expect("a moment").lives[0].id.clone();
+        let problem = Problem::Purged { life, offsets: 0..below, holes: (vec![0..2], false), missing: 2, deleted: (1, 1) };
+        store.session.audit_keep(&[problem]).expect("kept");
+    }
+    assert_eq!(store.number("select to_offset from audit_finding"), below + 5);
+    assert_eq!(store.session.gauges().expect("counted").offsets_wrong, 1);
     assert!(!wrong_offsets(store.session.client()).is_empty());
 }
 
@@ -320,7 +328,7 @@ fn a_schema_of_the_release_before_is_accounted_for_from_its_first_offset() {
     let purged: String = session.client().query_one(purged, &[]).expect("some").get(0);
     assert_eq!(purged, "0/0 39 of 100, 1/0 2 of 7");
     session.client().batch_execute("delete from duplicate where kafka_offset = 63").expect("by hand");
-    assert_eq!(problems(&mut session, Audit::whole(), 10), BTreeSet::from([("offset_missing".to_owned(), 99, 100)]));
+    assert_eq!(problems(&mut session, Audit::whole(), 10), BTreeSet::from([("purged".to_owned(), 20, 100)]));
     session.client().batch_execute(&format!("drop schema \"{}\" cascade", config.schema)).expect("dropped");
 }
 
@@ -422,9 +430,13 @@ fn a_transaction_that_is_deleted_by_hand_is_found_by_upkeep_and_by_reconcile() {
     eventually("it shows", || imbalance(&relay, "read") == Some(1.0));
     let back = "insert into tx select * from kept; insert into attempt (tx_id, n, outcome, sent) select id, 1, 1, 1 from kept; drop table kept";
     relay.sql().batch_execute(&format!("{back}; {now}")).expect("back, and a day later");
+    assert!(!command(&relay, &["status"]).1.contains("last audited"), "a day is not long");
     eventually("it is found right again", || relay.log().contains("found 1 findings right again"));
     eventually("it shows", || imbalance(&relay, "read") == Some(0.0));
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
+    relay.sql().batch_execute("update pipeline set audit_whole_at = now() - interval '75 hours'").expect("days later");
+    let said = command(&relay, &["status"]).1;
+    assert!(said.contains("audit        everything was last audited 3 d 3 h ago"), "{said}");
     relay.balanced();
 }
 

@@ -182,7 +182,7 @@ fn what_kafka_has_and_postgresql_does_not_is_said() {
     topic.transactions(ids("a", 0..20));
     eventually("all is delivered", || ledger.count("accepted") == 20 && relay.count("select count(*) from delivery") == 0);
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
-    let (_, other) = (Topic::new(1), Topic::new(1));
+    let other = Topic::new(1);
     other.write(0, ids("b", 0..3));
     let both = ["--set".to_owned(), format!("kafka.topics=[\"{}\", \"{}\"]", topic.name, other.name)];
     let both: Vec<&str> = both.iter().map(String::as_str).collect();

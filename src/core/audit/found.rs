@@ -112,8 +112,10 @@ pub enum Problem {
     Purged {
         /// Whose.
         life: LifeId,
-        /// From the life's beginning to here.
-        below: i64,
+        /// From the life's beginning to below which retention has deleted. The end moves on; it is the same problem.
+        offsets: Offsets,
+        /// The first of them that have no row, and whether there are more: it is some of these.
+        holes: (Vec<Offsets>, bool),
         /// So many have no row.
         missing: i64,
         /// So many were deleted, at least and at most.
@@ -168,8 +170,8 @@ impl Problem {
         match self {
             Self::Outside { lacks: Lacks::Advance(_), .. } => "above_position",
             Self::Missing { .. } | Self::Outside { .. } => "offset_missing",
-            Self::Purged { missing, deleted, .. } if missing > &deleted.1 => "offset_missing",
-            Self::Twice { .. } | Self::Purged { .. } => "offset_twice",
+            Self::Purged { .. } => "purged",
+            Self::Twice { .. } => "offset_twice",
             Self::Unaccounted { .. } => "unaccounted",
             Self::TwoStates { .. } => "two_states",
             Self::WithoutTransaction { .. } => "without_transaction",
@@ -179,10 +181,8 @@ impl Problem {
     /// Whose, and which offsets, where it is about offsets.
     pub fn place(&self) -> Option<(&LifeId, Offsets)> {
         match self {
-            Self::Missing { life, offsets, .. } | Self::Twice { life, offsets, .. } | Self::Outside { life, offsets, .. } => {
-                Some((life, offsets.clone()))
-            }
-            Self::Purged { life, below, .. } => Some((life, below - 1..*below)),
+            Self::Missing { life, offsets, .. } | Self::Twice { life, offsets, .. } => Some((life, offsets.clone())),
+            Self::Outside { life, offsets, .. } | Self::Purged { life, offsets, .. } => Some((life, offsets.clone())),
             _ => None,
         }
     }
@@ -202,13 +202,14 @@ impl Problem {
                 "read, and in no place: no transaction, duplicate, rejected, skipped, gap or deletion".to_owned()
             }
             Self::Twice { places: (a, b), .. } => format!("in two places: {} and {}", a.label(), b.label()),
-            Self::Purged { below, missing, deleted, .. } if missing > &deleted.1 => format!(
-                "of the offsets below {below}, {missing} have no row, and retention has deleted {} of them: {} are missing",
+            Self::Purged { holes, missing, deleted, .. } if missing > &deleted.1 => format!(
+                "{missing} of these offsets have no row, and retention has deleted {} of them: {} are missing, among {}",
                 deleted.1,
-                missing - deleted.1
+                missing - deleted.1,
+                listed(holes)
             ),
-            Self::Purged { below, missing, deleted, .. } => {
-                format!("retention has deleted {} of the offsets below {below}, and only {missing} have no row", deleted.0)
+            Self::Purged { missing, deleted, .. } => {
+                format!("retention has deleted {} of these offsets, and only {missing} have no row", deleted.0)
             }
             Self::Outside { lacks, .. } => match lacks {
                 Lacks::Life(n) => format!("{n} transactions of a log that is in no life: none of its offsets is accounted for"),
@@ -225,6 +226,12 @@ impl Problem {
             Self::WithoutTransaction { states, .. } => format!("{}, and there is no such transaction", states.join(" and ")),
         }
     }
+}
+
+fn listed((ranges, more): &(Vec<Offsets>, bool)) -> String {
+    let shown = |r: &Offsets| if r.end - r.start == 1 { r.start.to_string() } else { format!("{}-{}", r.start, r.end - 1) };
+    let shown: Vec<String> = ranges.iter().map(shown).collect();
+    format!("{}{}", shown.join(", "), if *more { ", ..." } else { "" })
 }
 
 /// Where a transaction stands, by evidence.
