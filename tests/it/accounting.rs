@@ -286,6 +286,7 @@ fn an_audit_beside_ingest_settling_and_retention_suspects_nothing_that_a_second_
                         suspects.extend(audit.missing());
                         certain.extend(store.session.audit_confirm(audit, &suspects).expect("looked"));
                         audit.forget_missing();
+                        certain.extend(store.session.audit_outside(audit).expect("looked"));
                     }
                 }
             }
@@ -399,6 +400,8 @@ fn a_delivery_that_is_deleted_by_hand_is_named_everywhere_until_it_is_back() {
     );
     let (code, said) = command(&relay, &["status"]);
     assert!(code == Some(1) && said.contains(&named), "{said}");
+    let (code, said) = command(&relay, &["retry", "a-7", "--yes"]);
+    assert!(code == Some(1) && said.contains("stored, and its state was lost"), "{code:?} {said}");
     ledger.behave_well();
     sql.execute("insert into delivery (id, due_at, attempt) values ($1, now(), 1)", &[&id]).expect("back");
     eventually("it is delivered", || ledger.count("accepted") == 40);
