@@ -84,7 +84,7 @@ comment on table audit_position is 'Up to here upkeep has found every offset in 
 
 create table audit_finding (
   id bigint generated always as identity primary key,
-  kind text not null check (kind in ('offset_missing', 'offset_twice', 'unaccounted', 'two_states', 'without_transaction')),
+  kind text not null check (kind in ('offset_missing', 'offset_twice', 'above_position', 'purged', 'unaccounted', 'two_states', 'without_transaction')),
   topic text collate "C",
   partition int,
   incarnation smallint,

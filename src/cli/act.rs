@@ -92,7 +92,7 @@ pub(super) fn resolve(file: &Path, sets: &[String], args: &ResolveArgs) -> Exit 
                 Standing::InFlight => "in flight: wait until its request has ended",
                 Standing::Resolved => "resolved already",
                 Standing::Delivered | Standing::Erased => "delivered: there is nothing to close",
-                _ => "stored, and in no state: run `txrelay reconcile`",
+                _ => LOST,
             },
         )?;
         plan.carry_out(session, &args.common, "Close", "resolved", |session, found, trace| match found.standing {
@@ -101,6 +101,10 @@ pub(super) fn resolve(file: &Path, sets: &[String], args: &ResolveArgs) -> Exit 
         })
     })
 }
+
+/// No command may guess whether the service has it.
+const LOST: &str = "stored, and its state was lost: whether the service has accepted it is not known here, so nothing is done; \
+    ask the service for it by its id";
 
 pub(super) fn run(
     file: &Path,
@@ -132,7 +136,7 @@ fn retry_ids(session: &mut Session, args: &RetryArgs) -> Result<Exit, StoreError
             "delivered: the service has accepted it and would get it twice; --even-delivered does it all the same"
         }
         Standing::Erased => "erased: there is nothing left to send",
-        _ => "stored, and in no state: run `txrelay reconcile`",
+        _ => LOST,
     })?;
     plan.carry_out(session, &args.common, "Retry", "due now", |session, found, trace| match found.standing {
         Standing::Dead => session.retry_dead(&[found.id], trace),

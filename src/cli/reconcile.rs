@@ -10,7 +10,8 @@ use std::path::Path;
 
 use super::{Exit, complain, connect, load_to_connect, say, store_failed};
 use crate::config::Config;
-use crate::core::audit::{Audit, LifeId, Problem};
+use crate::core::audit::{Audit, LifeId, Outcome, Problem};
+use crate::core::ledger::Imbalances;
 use crate::core::offsets::Offsets;
 use crate::store::{Finding, Moment, RejectedFilter, RejectedRow, SchemaState, Session, StoreError, Stored, schema_state};
 
@@ -47,6 +48,8 @@ struct Report {
     problems: Vec<Problem>,
     /// What upkeep has found, and this look has not.
     findings: Vec<Finding>,
+    /// How far the ledger's equations are off, by the counters and rows of the same moment; of all topics.
+    imbalances: Imbalances,
     /// Transactions that problems name.
     named: HashMap<i64, Stored>,
     reasons: Vec<(LifeId, String, i64)>,
@@ -85,7 +88,25 @@ pub(super) fn reconcile(file: &Path, sets: &[String], args: &ReconcileArgs) -> E
 impl Report {
     fn n_problems(&self) -> usize {
         let logs = self.log.as_ref().map_or(0, |logs| logs.problems.len());
-        self.problems.len() + self.findings.len() + logs
+        self.problems.len() + self.findings.len() + self.equations_off().count() + logs
+    }
+
+    /// `None`: nothing was found wrong, and Kafka's side is not known.
+    fn is_well(&self) -> Option<bool> {
+        let is_asked = self.log.as_ref().is_ok_and(|logs| logs.failures.is_empty());
+        (is_asked || self.n_problems() > 0).then(|| self.n_problems() == 0)
+    }
+
+    /// What was found of each life that was asked for.
+    fn outcomes(&self) -> Vec<Outcome<'_>> {
+        let mut outcomes = self.audit.results();
+        outcomes.retain(|outcome| self.moment.lives.iter().any(|life| life.id == outcome.life.id));
+        outcomes
+    }
+
+    /// The ledger's equations that do not hold, and by how much.
+    fn equations_off(&self) -> impl Iterator<Item = (&'static str, i64)> {
+        self.imbalances.labelled().into_iter().filter(|(_, off)| *off != 0)
     }
 }
 
@@ -97,22 +118,29 @@ fn look(config: &Config, session: &mut Session, args: &ReconcileArgs) -> Result<
     let topic = args.topic.as_deref();
     session.pin_ranges()?;
     session.begin_snapshot()?;
-    let moment = session.moment(topic)?;
+    // Also with one topic: rows are read by their ids, whosever they are.
+    let mut moment = session.moment(None)?;
     let n: i64 = moment.lives.iter().map(|life| life.position - life.first - life.purged.offsets).sum();
     let whole = args.full || n <= FEW;
     let audit = if whole { Audit::whole() } else { Audit::from(session.audit_back(moment.audited_id, BACK)?, moment.audited_id) };
-    let (audit, problems) = in_steps(session, audit.by_place(), &moment)?;
+    let (audit, mut problems) = in_steps(session, audit.by_place(), &moment)?;
+    problems.retain(|problem| problem.place().is_none_or(|(life, _)| is_wanted(life, topic)));
+    moment.keep(|life| is_wanted(life, topic));
     let ids: Vec<i64> = problems.iter().filter_map(Problem::tx_id).collect();
     let named = session.named(&ids)?;
     let reasons = session.rejected_by_reason(topic)?;
     let filter = RejectedFilter { reason: Some("conflict".to_owned()), topic: args.topic.clone(), closed: true };
     let conflicts = session.rejected(&filter, 0, NAMED)?;
     let findings = session.findings(NAMED)?;
+    // Not what the audit found: this look finds that itself.
+    let imbalances = session.gauges()?.ledger().imbalances();
     session.end_snapshot()?;
     let findings =
         findings.into_iter().filter(|finding| concerns(finding, topic) && !is_known(finding, &problems, whole)).collect();
-    let log = log::ask(config, &audit, &moment, args.full);
-    Ok(Report { whole, audit, moment, problems, findings, named, reasons, conflicts, log })
+    // Kafka's logs are held against the positions of now: the audit may have taken hours.
+    let now = session.moment(topic)?;
+    let log = log::ask(config, &audit, &now, topic, args.full);
+    Ok(Report { whole, audit, moment, problems, findings, imbalances, named, reasons, conflicts, log })
 }
 
 /// In a snapshot nothing is late, and no second look is needed.
@@ -127,12 +155,17 @@ fn in_steps(session: &mut Session, mut audit: Audit, moment: &Moment) -> Result<
         let purged = moment.lives.iter().map(|life| (life.id.clone(), life.purged.offsets)).collect();
         problems.extend(audit.purged(&purged));
     }
+    problems.extend(session.audit_outside(&audit)?);
     Ok((audit, problems))
+}
+
+fn is_wanted(life: &LifeId, topic: Option<&str>) -> bool {
+    topic.is_none_or(|topic| &*life.topic == topic)
 }
 
 /// What is said about transactions concerns every topic: which one it is of is not always known.
 fn concerns(finding: &Finding, topic: Option<&str>) -> bool {
-    topic.is_none_or(|topic| finding.life.as_ref().is_none_or(|life| &*life.topic == topic))
+    finding.life.as_ref().is_none_or(|life| is_wanted(life, topic))
 }
 
 /// Whether this look has seen the same. A look at everything has seen all that is still so.

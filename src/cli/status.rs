@@ -11,6 +11,9 @@ use crate::core::ledger::Imbalances;
 use crate::core::times::rough;
 use crate::store::{ProcessRow, Status, status as read};
 
+/// Everything is audited once a day; after this many seconds something hinders it.
+const AUDIT_IS_OLD: f64 = 3.0 * 86_400.0;
+
 /// One screen, or one JSON object. Exit status 1 when something stands still, is wrong, or a process is silent.
 pub(super) fn status(file: &Path, sets: &[String], as_json: bool) -> Exit {
     look(file, sets, "status", |config, session, _| {
@@ -47,6 +50,9 @@ fn on_a_screen(name: &str, status: &Status) -> String {
     }
     for finding in &status.findings {
         line("WRONG", finding.words());
+    }
+    if let Some(age) = status.gauges.audit_whole_age.filter(|age| *age > AUDIT_IS_OLD) {
+        line("audit", format!("everything was last audited {} ago, which should be once a day while the daemon runs", ago(age)));
     }
     if status.gauges.paused {
         line("paused", "delivering is paused".to_owned());

@@ -11,7 +11,7 @@ use super::coverage::Coverage;
 use super::offsets::Offsets;
 
 mod found;
-pub use found::{Counts, Evidence, Found, Place, Problem, confirmed, look};
+pub use found::{Counts, Evidence, Found, Lacks, Place, Problem, confirmed, look};
 
 /// So many offsets of a partition are held against the other tables at once.
 const WINDOW: i64 = 50_000;
@@ -120,6 +120,8 @@ struct State {
     missing: Coverage,
     /// Holes below `next` where retention has deleted.
     holes: i64,
+    /// The first of them, ascending, one more than are named.
+    first_holes: Vec<Offsets>,
     counts: Counts,
     /// By place, where they are wanted.
     ranges: [Coverage; 6],
@@ -144,6 +146,8 @@ pub struct Audit {
 
 /// So many ranges of a place are kept; what comes behind them is only counted.
 pub const RANGES: usize = 20_000;
+/// Where too much was deleted, so many ranges that have no row are named.
+const HOLES: usize = 12;
 
 impl Audit {
     /// Goes on behind `after`, from where each life is audited; what is up to `seen_before` is read for the second time.
@@ -334,6 +338,12 @@ impl Audit {
             let deleted = hole.start..hole.end.min(purged.below);
             if !deleted.is_empty() {
                 state.holes += deleted.end - deleted.start;
+                let n = state.first_holes.len();
+                match state.first_holes.last_mut() {
+                    Some(last) if last.end == deleted.start => last.end = deleted.end,
+                    _ if n <= HOLES => state.first_holes.push(deleted),
+                    _ => {}
+                }
             }
             state.missing.insert(hole.start.max(purged.below)..hole.end);
         }
@@ -381,23 +391,51 @@ impl Audit {
     pub fn results(&self) -> Vec<Outcome<'_>> {
         let mut results: Vec<Outcome<'_>> = Vec::new();
         for state in self.states.values() {
-            let State { life, begin, counts, holes, ranges, .. } = state;
+            let State { life, begin, counts, holes, first_holes, ranges, .. } = state;
             if let Some(life) = life {
-                results.push(Outcome { life, begin: *begin, counts: *counts, deleted: *holes, ranges });
+                results.push(Outcome { life, begin: *begin, counts: *counts, deleted: *holes, first_holes, ranges });
             }
         }
         results.sort_by(|a, b| a.life.id.cmp(&b.life.id));
         results
     }
 
+    /// At the end: transactions that are in no life, and those at or above their life's position. `lives` are of a moment after
+    /// all rows were read, or of the same: a position moves in the server transaction that stores. `topics`: names by number.
+    pub fn outside(&self, lives: &[Life], topics: &HashMap<i16, Arc<str>>) -> Vec<Problem> {
+        let of = |life: &Life| Some(((life.number?, life.id.partition, life.id.incarnation), life.position));
+        let positions: HashMap<Key, i64> = lives.iter().filter_map(of).collect();
+        let mut problems = Vec::new();
+        for (key, state) in &self.states {
+            let position = positions.get(key).copied();
+            let seen: Vec<Offsets> = state.seen.within(&(position.unwrap_or(i64::MIN)..i64::MAX)).collect();
+            let (Some(first), Some(last)) = (seen.first(), seen.last()) else { continue };
+            let n = super::offsets::count(&seen);
+            // A row of `tx` may not even have a topic that is there.
+            let topic = topics.get(&key.0).cloned().unwrap_or_else(|| Arc::from(format!("topic number {}", key.0)));
+            let life = LifeId { topic, partition: key.1, incarnation: key.2 };
+            let lacks = if position.is_some() { Lacks::Advance(n) } else { Lacks::Life(n) };
+            problems.push(Problem::Outside { life, offsets: first.start..last.end, lacks });
+        }
+        problems.sort_by_key(|problem| problem.place().map(|(life, offsets)| (life.clone(), offsets.start)));
+        problems
+    }
+
     /// At the end of an audit over everything: whether as many offsets are missing as retention has deleted, at least before it
     /// began (`before`), at most by now.
     pub fn purged(&self, before: &HashMap<LifeId, i64>) -> Vec<Problem> {
         let mut problems = Vec::new();
-        for Outcome { life, deleted: missing, .. } in self.results() {
+        for Outcome { life, deleted: missing, first_holes, .. } in self.results() {
             let deleted = (before.get(&life.id).copied().unwrap_or(0), life.purged.offsets);
             if missing < deleted.0 || missing > deleted.1 {
-                problems.push(Problem::Purged { life: life.id.clone(), below: life.purged.below, missing, deleted });
+                let holes = first_holes.iter().take(HOLES).cloned().collect();
+                problems.push(Problem::Purged {
+                    life: life.id.clone(),
+                    offsets: life.first..life.purged.below.max(life.first),
+                    holes: (holes, first_holes.len() > HOLES),
+                    missing,
+                    deleted,
+                });
             }
         }
         problems
@@ -415,6 +453,7 @@ pub struct Outcome<'a> {
     pub counts: Counts,
     /// Offsets without a row where retention has deleted.
     pub deleted: i64,
+    first_holes: &'a [Offsets],
     ranges: &'a [Coverage; 6],
 }
 
@@ -540,5 +579,10 @@ mod tests {
         let deleted = |n| HashMap::from([(life(6).id, n)]);
         assert_eq!(audit.purged(&deleted(3)), []);
         assert_eq!(audit.purged(&deleted(4)).len(), 1, "less is missing than was deleted");
+        audit.learn(&[Life { purged: Purge { below: 4, offsets: 1 }, ..life(6) }]);
+        let problems = audit.purged(&deleted(1));
+        assert_eq!((problems[0].kind(), problems[0].place()), ("purged", Some((&life(6).id, 0..4))));
+        let said = "3 of these offsets have no row, and retention has deleted 1 of them: 2 are missing, among 0-1, 3";
+        assert_eq!(problems[0].words(), said);
     }
 }

@@ -9,10 +9,10 @@ use uuid::Uuid;
 use super::rejected::Stored;
 use super::sql::{
     AUDIT_BACK, AUDIT_FINDINGS, AUDIT_FOUND, AUDIT_HEALED, AUDIT_LIVES, AUDIT_NOTE, AUDIT_PLACES, AUDIT_POSITIONS, AUDIT_ROWS,
-    AUDIT_STATES, AUDIT_TURN, AUDIT_WHOLE_END, NAMED, REJECTED_REASONS,
+    AUDIT_STATES, AUDIT_TOPICS, AUDIT_TURN, AUDIT_UNPAIRED, AUDIT_WHOLE_END, NAMED, REJECTED_REASONS,
 };
 use super::{ProcessId, Session, StoreError};
-use crate::core::audit::{Audit, Chunk, Evidence, Holdings, Life, LifeId, Place, Problem, Purge, Row, confirmed};
+use crate::core::audit::{Audit, Chunk, Evidence, Holdings, Lacks, Life, LifeId, Place, Problem, Purge, Row, confirmed};
 use crate::core::coverage::Coverage;
 use crate::core::offsets::Offsets;
 
@@ -47,6 +47,15 @@ pub struct Moment {
     pub audited_id: i64,
     /// Beside each: the topic's id when it was read, and whether it is the one that is read.
     pub logs: Vec<(Option<Uuid>, bool)>,
+}
+
+impl Moment {
+    /// Forgets all other lives.
+    pub fn keep(&mut self, wanted: impl Fn(&LifeId) -> bool) {
+        let mut keeps = self.lives.iter().map(|life| wanted(&life.id)).collect::<Vec<bool>>().into_iter();
+        self.logs.retain(|_| keeps.next().unwrap_or(false));
+        self.lives.retain(|life| wanted(&life.id));
+    }
 }
 
 /// What upkeep has found wrong.
@@ -207,6 +216,22 @@ impl Session {
         Ok(windows.iter().zip(&holdings).flat_map(|(window, held)| audit.settle(window, held)).collect())
     }
 
+    /// At the end of an audit: transactions and positions in no life, lives without their position, and what is stored above a
+    /// position, as of now.
+    pub fn audit_outside(&mut self, audit: &Audit) -> Result<Vec<Problem>, StoreError> {
+        let (topics, unpaired) = (self.prepare(&AUDIT_TOPICS)?, self.prepare(&AUDIT_UNPAIRED)?);
+        let topics = self.client.query(&topics, &[])?;
+        let topics = topics.iter().map(|row| (row.get(0), Arc::from(row.get::<_, &str>(1)))).collect();
+        let mut problems = audit.outside(&self.moment(None)?.lives, &topics);
+        for row in self.client.query(&unpaired, &[])? {
+            let life = LifeId { topic: Arc::from(row.get::<_, &str>(0)), partition: row.get(1), incarnation: row.get(2) };
+            let at: i64 = row.get(3);
+            let lacks = if row.get(4) { Lacks::LifeOfPosition } else { Lacks::Position };
+            problems.push(Problem::Outside { life, offsets: at..at, lacks });
+        }
+        Ok(problems)
+    }
+
     /// The evidence for these transactions.
     pub fn audit_states(&mut self, ids: &[i64]) -> Result<Vec<(i64, Evidence)>, StoreError> {
         let statement = self.prepare(&AUDIT_STATES)?;
@@ -228,7 +253,8 @@ impl Session {
             let states = self.audit_states(&ids)?;
             certain.extend(states.into_iter().filter_map(|(id, evidence)| evidence.problem(id)));
         }
-        certain.extend(suspects.iter().filter(|p| matches!(p, Problem::Purged { .. })).cloned());
+        // Held against what was so after all else was read.
+        certain.extend(suspects.iter().filter(|p| matches!(p, Problem::Purged { .. } | Problem::Outside { .. })).cloned());
         let near = |problem: &Problem| match problem {
             Problem::Missing { near, .. } | Problem::Twice { near, .. } => Some(*near),
             _ => None,

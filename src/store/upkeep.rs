@@ -103,6 +103,8 @@ pub struct Gauges {
     pub retention_ended: Option<f64>,
     /// Whether the next one is due.
     pub retention_due: bool,
+    /// Seconds since an audit over everything came to its end; where none has, since the pipeline began.
+    pub audit_whole_age: Option<f64>,
     /// Offsets that the audit has found in no place, or in two.
     pub offsets_wrong: i64,
     /// Transactions that it has found in no state, or in two.
@@ -296,6 +298,7 @@ impl Session {
             paused: row.get::<_, Option<bool>>("paused").unwrap_or(false),
             retention_ended: row.get("retention_ended"),
             retention_due: row.get::<_, Option<bool>>("retention_due").unwrap_or(false),
+            audit_whole_age: row.get("audit_whole_age"),
             offsets_wrong: row.get("offsets_wrong"),
             transactions_wrong: row.get("transactions_wrong"),
         })

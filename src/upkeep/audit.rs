@@ -145,8 +145,9 @@ impl Upkeep {
             return Ok(());
         };
         session.pin_ranges()?;
-        self.audit_steps(session, process, auditing, turn)?;
-        session.unpin_ranges()
+        let result = self.audit_steps(session, process, auditing, turn);
+        // Also after a step that failed: the session goes back to all others. One whose connection is lost goes to nobody.
+        result.and(session.unpin_ranges())
     }
 
     fn audit_steps(
@@ -242,6 +243,8 @@ impl Upkeep {
         let is_finished = whole.audit.is_finished();
         if is_finished {
             suspects.extend(whole.audit.purged(&whole.purged));
+            // Rows may be newer than the positions that were learned: it asks for those of now.
+            suspects.extend(session.audit_outside(&whole.audit)?);
         }
         self.second_look(session, &mut whole.audit, suspects)?;
         if !is_finished {

@@ -38,6 +38,7 @@ fn problems(session: &mut Session, mut audit: Audit, rows: i64) -> BTreeSet<(Str
     suspects.extend(audit.missing());
     if audit.is_whole() {
         suspects.extend(audit.purged(&lives.iter().map(|life| (life.id.clone(), life.purged.offsets)).collect()));
+        suspects.extend(session.audit_outside(&audit).expect("held against the lives"));
     }
     let once: BTreeSet<_> = suspects.iter().map(short).collect();
     let certain = session.audit_confirm(&audit, &suspects).expect("a second look");
@@ -174,6 +175,31 @@ fn whatever_row_goes_astray_is_named_and_nothing_else() {
 }
 
 #[test]
+fn a_log_without_its_life_and_what_lies_above_a_position_are_named() {
+    let mut store = Store::new();
+    laid_out(&mut store, &mut SmallRng::seed_from_u64(3), 60);
+    let first = store.number("select min(kafka_offset) from tx where kafka_offset >= 40");
+    let (first_of_all, last) =
+        (store.number("select min(kafka_offset) from tx"), store.number("select max(kafka_offset) from tx"));
+    assert_eq!(whole(&mut store, 7), BTreeSet::new());
+    run(&mut store, "update consumer_position set next_offset = 40");
+    let above = |from: i64| ("above_position".to_owned(), from, last + 1);
+    let found = whole(&mut store, 7);
+    assert!(found.contains(&above(first)), "{found:?}");
+    run(&mut store, "create table kept as select * from consumer_position; delete from consumer_position");
+    let expected = BTreeSet::from([above(first_of_all), ("offset_missing".to_owned(), 0, 0)]);
+    assert_eq!(whole(&mut store, 7), expected, "a life that is read has a position");
+    run(
+        &mut store,
+        "insert into consumer_position select * from kept; update consumer_position set next_offset = 60; delete from life",
+    );
+    let of_log = [(first_of_all, last + 1), (60, 60)].map(|(from, to)| ("offset_missing".to_owned(), from, to));
+    assert_eq!(whole(&mut store, 7), BTreeSet::from(of_log), "its transactions, and its position");
+    let problems = store.session.audit_outside(&Audit::whole()).expect("asked");
+    assert_eq!(store.session.audit_keep(&problems).expect("kept"), 1);
+}
+
+#[test]
 fn what_retention_deletes_is_counted_and_a_row_that_goes_among_them_is_noticed() {
     let mut store = Store::new();
     laid_out(&mut store, &mut SmallRng::seed_from_u64(7), 300);
@@ -196,7 +222,15 @@ fn what_retention_deletes_is_counted_and_a_row_that_goes_among_them_is_noticed()
     );
     let below = store.number("select to_offset from purged");
     let found = whole(&mut store, 10);
-    assert!(found.contains(&("offset_missing".to_owned(), below - 1, below)), "{found:?}");
+    assert!(found.contains(&("purged".to_owned(), 0, below)), "{found:?}");
+    // It stays one finding while retention goes on, and counts as one.
+    for below in [below, below + 5] {
+        let life = store.session.moment(None).expect("a moment").lives[0].id.clone();
+        let problem = Problem::Purged { life, offsets: 0..below, holes: (vec![0..2], false), missing: 2, deleted: (1, 1) };
+        store.session.audit_keep(&[problem]).expect("kept");
+    }
+    assert_eq!(store.number("select to_offset from audit_finding"), below + 5);
+    assert_eq!(store.session.gauges().expect("counted").offsets_wrong, 1);
     assert!(!wrong_offsets(store.session.client()).is_empty());
 }
 
@@ -252,6 +286,7 @@ fn an_audit_beside_ingest_settling_and_retention_suspects_nothing_that_a_second_
                         suspects.extend(audit.missing());
                         certain.extend(store.session.audit_confirm(audit, &suspects).expect("looked"));
                         audit.forget_missing();
+                        certain.extend(store.session.audit_outside(audit).expect("looked"));
                     }
                 }
             }
@@ -294,7 +329,7 @@ fn a_schema_of_the_release_before_is_accounted_for_from_its_first_offset() {
     let purged: String = session.client().query_one(purged, &[]).expect("some").get(0);
     assert_eq!(purged, "0/0 39 of 100, 1/0 2 of 7");
     session.client().batch_execute("delete from duplicate where kafka_offset = 63").expect("by hand");
-    assert_eq!(problems(&mut session, Audit::whole(), 10), BTreeSet::from([("offset_missing".to_owned(), 99, 100)]));
+    assert_eq!(problems(&mut session, Audit::whole(), 10), BTreeSet::from([("purged".to_owned(), 20, 100)]));
     session.client().batch_execute(&format!("drop schema \"{}\" cascade", config.schema)).expect("dropped");
 }
 
@@ -365,6 +400,8 @@ fn a_delivery_that_is_deleted_by_hand_is_named_everywhere_until_it_is_back() {
     );
     let (code, said) = command(&relay, &["status"]);
     assert!(code == Some(1) && said.contains(&named), "{said}");
+    let (code, said) = command(&relay, &["retry", "a-7", "--yes"]);
+    assert!(code == Some(1) && said.contains("stored, and its state was lost"), "{code:?} {said}");
     ledger.behave_well();
     sql.execute("insert into delivery (id, due_at, attempt) values ($1, now(), 1)", &[&id]).expect("back");
     eventually("it is delivered", || ledger.count("accepted") == 40);
@@ -396,9 +433,13 @@ fn a_transaction_that_is_deleted_by_hand_is_found_by_upkeep_and_by_reconcile() {
     eventually("it shows", || imbalance(&relay, "read") == Some(1.0));
     let back = "insert into tx select * from kept; insert into attempt (tx_id, n, outcome, sent) select id, 1, 1, 1 from kept; drop table kept";
     relay.sql().batch_execute(&format!("{back}; {now}")).expect("back, and a day later");
+    assert!(!command(&relay, &["status"]).1.contains("last audited"), "a day is not long");
     eventually("it is found right again", || relay.log().contains("found 1 findings right again"));
     eventually("it shows", || imbalance(&relay, "read") == Some(0.0));
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
+    relay.sql().batch_execute("update pipeline set audit_whole_at = now() - interval '75 hours'").expect("days later");
+    let said = command(&relay, &["status"]).1;
+    assert!(said.contains("audit        everything was last audited 3 d 3 h ago"), "{said}");
     relay.balanced();
 }
 

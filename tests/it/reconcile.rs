@@ -158,6 +158,51 @@ fn a_record_that_was_skipped_and_can_be_read_is_named() {
 }
 
 #[test]
+fn a_counter_that_was_altered_is_wrong_for_reconcile_as_for_status() {
+    let (topic, ledger) = (Topic::new(1), Ledger::start());
+    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
+    relay.start();
+    topic.transactions(ids("a", 0..5));
+    eventually("all is delivered", || ledger.count("accepted") == 5 && relay.count("select count(*) from delivery") == 0);
+    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
+    assert_eq!(reconciled(&relay, &[], 0)["ledger_imbalance"], json!({ "read": 0, "ingested": 0, "dead": 0 }));
+    relay.sql().batch_execute("delete from counter where name = 2").expect("by hand");
+    let report = reconciled(&relay, &[], 1);
+    assert_eq!((&report["well"], &report["ledger_imbalance"]["read"]), (&json!(false), &json!(5)));
+    assert_eq!(report["problems"][0]["kind"], "ledger_imbalance");
+    let (code, said) = command(&relay, &["reconcile"]);
+    assert!(code == Some(1) && said.contains("WRONG        the ledger's equation \"read\" is off by 5"), "{said}");
+}
+
+#[test]
+fn what_kafka_has_and_postgresql_does_not_is_said() {
+    let (topic, ledger) = (Topic::new(2), Ledger::start());
+    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
+    relay.start();
+    topic.transactions(ids("a", 0..20));
+    eventually("all is delivered", || ledger.count("accepted") == 20 && relay.count("select count(*) from delivery") == 0);
+    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
+    let other = Topic::new(1);
+    other.write(0, ids("b", 0..3));
+    let both = ["--set".to_owned(), format!("kafka.topics=[\"{}\", \"{}\"]", topic.name, other.name)];
+    let both: Vec<&str> = both.iter().map(String::as_str).collect();
+    let report = reconciled(&relay, &both, 0);
+    assert_eq!(report["not_begun"], json!([{ "topic": other.name, "partition": 0, "low": 0, "high": 3 }]));
+    let (code, said) = command(&relay, &[&["reconcile"], &both[..]].concat());
+    assert!(code == Some(0) && said.contains(&format!("{}/0: not read yet; Kafka has 0 to 3", other.name)), "{said}");
+    // Only one topic, and what is wrong with it: its log, and a log that lost its life.
+    let alone = ["--topic", &topic.name, both[0], both[1]];
+    assert_eq!(reconciled(&relay, &alone, 0)["not_begun"], json!([]));
+    relay.sql().batch_execute("delete from life where partition = 1").expect("by hand");
+    let report = reconciled(&relay, &alone, 1);
+    let kinds: Vec<&Value> = report["problems"].as_array().expect("some").iter().map(|problem| &problem["kind"]).collect();
+    assert!(kinds.iter().all(|kind| *kind == "offset_missing") && !kinds.is_empty(), "{report}");
+    let absent = ["--set", "kafka.topics=[\"it-there-is-no-such-topic\"]"];
+    let (_, said) = command(&relay, &[&["reconcile"][..], &absent].concat());
+    assert!(said.contains("kafka.topics names this topic, and Kafka does not have it"), "{said}");
+}
+
+#[test]
 fn without_kafka_postgresql_is_still_accounted_for() {
     let (topic, ledger) = (Topic::new(2), Ledger::start());
     let mut relay = Relay::new(&topic.name, &ledger.url(), "");
@@ -168,7 +213,9 @@ fn without_kafka_postgresql_is_still_accounted_for() {
     let without = ["--set", "kafka.brokers=[\"127.0.0.1:1\"]"];
     let (code, said) = command(&relay, &[&["reconcile"][..], &without].concat());
     assert!(code == Some(69) && said.contains("kafka        not asked, only PostgreSQL:"), "{code:?} {said}");
-    assert!(said.contains("nothing is wrong") && said.contains(&format!("{}/1 offsets 0 to", topic.name)), "{said}");
+    assert!(said.contains("\nPostgreSQL's side is right; Kafka was not asked"), "{said}");
+    assert!(!said.contains("nothing is wrong") && said.contains(&format!("{}/1 offsets 0 to", topic.name)), "{said}");
+    assert_eq!(reconciled(&relay, &without, 69)["well"], Value::Null);
     relay.sql().batch_execute("delete from tx where id = (select min(id) from tx)").expect("deleted");
     assert_eq!(reconciled(&relay, &without, 1)["problems"][0]["kind"], "offset_missing");
     let (code, said) = command(&relay, &["reconcile", "--topic", "unheard-of"]);

@@ -1,7 +1,7 @@
 //! Kafka's side: how far each log reaches, whether it is still the one that was read, and whether what the client passed over
 //! is really not there to be read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
@@ -17,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const READING: Duration = Duration::from_secs(60);
 /// Skipped ranges that lie closer together are read again in one go.
 const NEAR: i64 = 5_000;
+/// And at most so many in one go: each has its own deadline.
+const WIDTH: i64 = 100_000;
 /// Without `--full` so many offsets of a partition are read again at most, the newest.
 const PROVEN: i64 = 100_000;
 
@@ -27,6 +29,8 @@ pub(super) struct Logs {
     pub cluster_id: Option<String>,
     /// Of each life that is read.
     pub logs: HashMap<LifeId, Log>,
+    /// Partitions of the configured topics that PostgreSQL has nothing of.
+    pub not_begun: Vec<(TopicPartition, Watermarks)>,
     /// What must not be.
     pub problems: Vec<LogProblem>,
     /// Questions that had no answer.
@@ -38,6 +42,8 @@ pub(super) struct Logs {
 pub(super) struct Log {
     /// Its ends.
     pub ends: Watermarks,
+    /// Up to where it was read just before.
+    pub position: i64,
     /// Whether the topic is the one that was read; `None`: it has no id, or none was kept.
     pub same_topic: Option<bool>,
     /// Skipped offsets that were looked for, and are not to be read.
@@ -60,7 +66,15 @@ pub(super) struct LogProblem {
 }
 
 /// Asks Kafka, without joining the group. The error says why nothing could be asked.
-pub(super) fn ask(config: &Config, audit: &Audit, moment: &Moment, everything: bool) -> Result<Logs, String> {
+///
+/// `moment` is to be later than what the audit saw: over a long audit Kafka's retention goes on, and so does the daemon.
+pub(super) fn ask(
+    config: &Config,
+    audit: &Audit,
+    moment: &Moment,
+    topic: Option<&str>,
+    everything: bool,
+) -> Result<Logs, String> {
     let mut source = source::open(&config.kafka, None).map_err(|e| e.to_string())?;
     // The first answer shows whether there is anybody.
     let topics = source.topics(PATIENCE).map_err(|e| e.to_string());
@@ -84,15 +98,31 @@ pub(super) fn ask(config: &Config, audit: &Audit, moment: &Moment, everything: b
             Ok(ends) => {
                 let same_topic = is_same(topic, topic_id);
                 logs.compare(life, ends, same_topic);
-                logs.logs.insert(life.id.clone(), Log { ends, same_topic, proven: 0, unproven: 0 });
+                logs.logs.insert(life.id.clone(), Log { ends, position: life.position, same_topic, proven: 0, unproven: 0 });
             }
             Err(error) => logs.failures.push(error.to_string()),
+        }
+    }
+    for topic in topics.iter().filter(|known| topic.is_none_or(|topic| *known.topic == *topic)) {
+        let read = moment.lives.iter().zip(&moment.logs).filter(|(life, log)| log.1 && life.id.topic == topic.topic);
+        let read: HashSet<i32> = read.map(|(life, _)| life.id.partition).collect();
+        if topic.partitions.is_none() && read.is_empty() {
+            let life = LifeId { topic: topic.topic.clone(), partition: 0, incarnation: 0 };
+            let words = "kafka.topics names this topic, and Kafka does not have it".to_owned();
+            logs.problems.push(LogProblem { kind: "topic_absent", life, offsets: 0..0, words });
+        }
+        for partition in (0..topic.partitions.unwrap_or(0)).filter(|partition| !read.contains(partition)) {
+            let at = TopicPartition { topic: topic.topic.clone(), partition };
+            match source.watermarks(&at, PATIENCE) {
+                Ok(ends) => logs.not_begun.push((at, ends)),
+                Err(error) => logs.failures.push(error.to_string()),
+            }
         }
     }
     source.close(Duration::from_secs(1));
     for outcome in audit.results() {
         let skipped: Vec<Offsets> = outcome.ranges(Place::Skipped).collect();
-        if !skipped.is_empty() {
+        if !skipped.is_empty() && logs.logs.contains_key(&outcome.life.id) {
             logs.prove(config, outcome.life, &skipped, everything);
         }
     }
@@ -159,7 +189,7 @@ impl Logs {
     }
 }
 
-/// The parts of `ranges` that lie in `within`, in groups of those that are near to each other.
+/// The parts of `ranges` that lie in `within`, in groups of those that are near to each other, none wider than [`WIDTH`].
 fn clusters(ranges: &[Offsets], within: &Offsets) -> Vec<Vec<Offsets>> {
     let mut clusters: Vec<Vec<Offsets>> = Vec::new();
     for range in ranges {
@@ -167,9 +197,16 @@ fn clusters(ranges: &[Offsets], within: &Offsets) -> Vec<Vec<Offsets>> {
         if range.is_empty() {
             continue;
         }
-        match clusters.last_mut() {
-            Some(cluster) if cluster.last().is_some_and(|last| range.start - last.end < NEAR) => cluster.push(range),
-            _ => clusters.push(vec![range]),
+        for start in (range.start..range.end).step_by(WIDTH as usize) {
+            let piece = start..range.end.min(start + WIDTH);
+            let joins = |cluster: &[Offsets]| {
+                let (Some(first), Some(last)) = (cluster.first(), cluster.last()) else { return false };
+                piece.start - last.end < NEAR && piece.end - first.start <= WIDTH
+            };
+            match clusters.last_mut() {
+                Some(cluster) if joins(cluster) => cluster.push(piece),
+                _ => clusters.push(vec![piece]),
+            }
         }
     }
     clusters
@@ -184,5 +221,11 @@ mod tests {
         let ranges = [0..5, 8..20, 4_000..4_010, 20_000..20_001, 30_000..40_000];
         assert_eq!(clusters(&ranges, &(10..35_000)), [vec![10..20, 4_000..4_010], vec![20_000..20_001], vec![30_000..35_000]]);
         assert!(clusters(&ranges, &(50_000..60_000)).is_empty());
+        // However long a log with gaps everywhere is, one go has an end.
+        let wide = [0..250_000, 250_010..250_020];
+        let expected = [vec![0..100_000], vec![100_000..200_000], vec![200_000..250_000, 250_010..250_020]];
+        assert_eq!(clusters(&wide, &(0..300_000)), expected);
+        let many: Vec<Offsets> = (0..100).map(|n| n * 4_000..n * 4_000 + 1).collect();
+        assert!(clusters(&many, &(0..400_000)).iter().all(|near| near[near.len() - 1].end - near[0].start <= WIDTH));
     }
 }

@@ -8,6 +8,8 @@ use super::{Report, words};
 use crate::cli::rejected::{at, place_of};
 use crate::core::audit::{Life, LifeId, Outcome, Place, Problem};
 use crate::core::offsets::Offsets;
+use crate::core::record::TopicPartition;
+use crate::source::Watermarks;
 
 /// So many ranges of a place are named on a screen.
 const SHOWN: usize = 12;
@@ -19,8 +21,12 @@ pub(super) fn on_a_screen(name: &str, report: &Report) -> String {
         Ok(logs) => logs.failures.iter().for_each(|why| line(&mut out, "kafka", &format!("no answer: {why}"))),
         Err(why) => line(&mut out, "kafka", &format!("not asked, only PostgreSQL: {why}")),
     }
-    for outcome in report.audit.results() {
+    for outcome in report.outcomes() {
         partition(&mut out, report, &outcome);
+    }
+    for (at, ends) in report.log.iter().flat_map(|logs| &logs.not_begun) {
+        let head = format!("{}/{}: not read yet; Kafka has {} to {}", at.topic, at.partition, ends.low, ends.high);
+        line(&mut out, "partition", &head);
     }
     for conflict in &report.conflicts {
         let place = at(&conflict.topic, conflict.partition, conflict.incarnation, conflict.offset);
@@ -37,11 +43,19 @@ pub(super) fn on_a_screen(name: &str, report: &Report) -> String {
     for finding in &report.findings {
         line(&mut out, "WRONG", &format!("{} (found by upkeep)", finding.words()));
     }
+    for (equation, off) in report.equations_off() {
+        line(&mut out, "WRONG", &equation_words(equation, off));
+    }
     for problem in report.log.iter().flat_map(|logs| &logs.problems) {
         line(&mut out, "WRONG", &format!("{}: {}", place_words(&problem.life, &problem.offsets), problem.words));
     }
     let verdict = match report.n_problems() {
-        0 => "nothing is wrong: each offset is in one place, each transaction in one state".to_owned(),
+        0 => match &report.log {
+            Err(_) => "PostgreSQL's side is right; Kafka was not asked".to_owned(),
+            Ok(logs) if !logs.failures.is_empty() => "PostgreSQL's side is right; Kafka did not answer everything".to_owned(),
+            _ if !report.whole => "nothing is wrong in what was looked at".to_owned(),
+            _ => "nothing is wrong: each offset is in one place, each transaction in one state".to_owned(),
+        },
         1 => "1 problem".to_owned(),
         n => format!("{n} problems"),
     };
@@ -53,12 +67,16 @@ fn line(out: &mut String, what: &str, text: &str) {
     let _ = writeln!(out, "  {what:<12} {text}");
 }
 
+fn equation_words(equation: &str, off: i64) -> String {
+    format!("the ledger's equation \"{equation}\" is off by {off}: a counter and what it counts do not agree")
+}
+
 fn partition(out: &mut String, report: &Report, outcome: &Outcome<'_>) {
     let Life { id, position, .. } = outcome.life;
     let life_of = if id.incarnation == 0 { String::new() } else { format!(" (life {})", id.incarnation + 1) };
     let mut head = format!("{}/{}{life_of} offsets {} to {position}", id.topic, id.partition, outcome.begin);
     if let Some(log) = report.log.as_ref().ok().and_then(|logs| logs.logs.get(id)) {
-        let left = (log.ends.high - position).max(0);
+        let left = (log.ends.high - log.position).max(0);
         let same = match log.same_topic {
             Some(true) => "the same topic",
             Some(false) => "ANOTHER TOPIC of this name",
@@ -121,30 +139,39 @@ fn sentence(report: &Report, problem: &Problem) -> String {
 }
 
 /// One object:
-/// - `pipeline`; `scope`: "everything" or "since_audit"; `well`: whether nothing is wrong
+/// - `pipeline`; `scope`: "everything" or "since_audit"; `well`: whether nothing is wrong; null where nothing was
+///   found wrong and Kafka was not asked, or did not answer everything
 /// - `kafka`: `{"cluster_id"}`, or null with `kafka_error`; `kafka_failures`: questions without an answer
 /// - `partitions`: `topic`, `partition`, `incarnation`, `is_read`, `from_offset`, `position`, `log` (`low`, `high`) or null,
 ///   `same_topic` (true, false, null), `not_read`, `places` (how many offsets, by place), `ranges` (by place: [first, behind the
 ///   last]; at most 20,000 of each), `rejected` (by reason, of the whole life), `deleted`, `skipped_proven`, `skipped_unproven`
+/// - `not_begun`: `topic`, `partition`, `low`, `high` of each partition that Kafka has and PostgreSQL has nothing of
 /// - `conflicts`: `rejected` (`id`, `topic`, `partition`, `incarnation`, `offset`) and `transaction` (`tx_id`, `transaction_id`
 ///   and its place), or null where it is not stored any more
+/// - `ledger_imbalance`: by how much each of the ledger's equations is off, of all topics
 /// - `problems`: `kind`, `what`, and the place (`topic`, `partition`, `incarnation`, `from_offset`, `to_offset`) or `tx_id` and
 ///   `transaction_id`
 pub(super) fn in_json(name: &str, report: &Report) -> String {
-    let partitions: Vec<Value> = report.audit.results().iter().map(|outcome| partition_json(report, outcome)).collect();
+    let partitions: Vec<Value> = report.outcomes().iter().map(|outcome| partition_json(report, outcome)).collect();
     let logs = report.log.as_ref().ok();
     json!({
         "pipeline": name,
         "scope": if report.whole { "everything" } else { "since_audit" },
-        "well": report.n_problems() == 0,
+        "well": report.is_well(),
         "kafka": logs.map(|logs| json!({ "cluster_id": logs.cluster_id })),
         "kafka_error": report.log.as_ref().err(),
         "kafka_failures": logs.map(|logs| logs.failures.clone()).unwrap_or_default(),
         "partitions": partitions,
+        "not_begun": logs.map(|logs| logs.not_begun.iter().map(not_begun_json).collect::<Vec<Value>>()).unwrap_or_default(),
         "conflicts": report.conflicts.iter().map(conflict_json).collect::<Vec<Value>>(),
+        "ledger_imbalance": report.imbalances.labelled().into_iter().map(|(k, off)| (k.to_owned(), off.into())).collect::<serde_json::Map<String, Value>>(),
         "problems": problems_json(report),
     })
     .to_string()
+}
+
+fn not_begun_json((at, ends): &(TopicPartition, Watermarks)) -> Value {
+    json!({ "topic": &*at.topic, "partition": at.partition, "low": ends.low, "high": ends.high })
 }
 
 fn partition_json(report: &Report, outcome: &Outcome<'_>) -> Value {
@@ -164,7 +191,7 @@ fn partition_json(report: &Report, outcome: &Outcome<'_>) -> Value {
         "from_offset": outcome.begin, "position": position,
         "log": log.map(|log| json!({ "low": log.ends.low, "high": log.ends.high })),
         "same_topic": log.and_then(|log| log.same_topic),
-        "not_read": log.map(|log| (log.ends.high - position).max(0)),
+        "not_read": log.map(|log| (log.ends.high - log.position).max(0)),
         "places": places, "ranges": ranges, "rejected": rejected, "deleted": outcome.deleted,
         "skipped_proven": log.map(|log| log.proven), "skipped_unproven": log.map(|log| log.unproven),
     })
@@ -201,6 +228,9 @@ fn problems_json(report: &Report) -> Vec<Value> {
         value["tx_id"] = finding.tx_id.into();
         value["transaction_id"] = finding.transaction_id.clone().into();
         all.push(value);
+    }
+    for (equation, off) in report.equations_off() {
+        all.push(place("ledger_imbalance", &equation_words(equation, off), None, None));
     }
     for problem in report.log.iter().flat_map(|logs| &logs.problems) {
         all.push(place(problem.kind, &problem.words, Some(&problem.life), Some(&problem.offsets)));

@@ -112,12 +112,23 @@ pub enum Problem {
     Purged {
         /// Whose.
         life: LifeId,
-        /// From the life's beginning to here.
-        below: i64,
+        /// From the life's beginning to below which retention has deleted. The end moves on; it is the same problem.
+        offsets: Offsets,
+        /// The first of them that have no row, and whether there are more: it is some of these.
+        holes: (Vec<Offsets>, bool),
         /// So many have no row.
         missing: i64,
         /// So many were deleted, at least and at most.
         deleted: (i64, i64),
+    },
+    /// Offsets that no life, or no position, accounts for.
+    Outside {
+        /// Whose.
+        life: LifeId,
+        /// Which: from the first to the last of them.
+        offsets: Offsets,
+        /// What is not there.
+        lacks: Lacks,
     },
     /// A transaction with no evidence of any state.
     Unaccounted {
@@ -140,13 +151,27 @@ pub enum Problem {
     },
 }
 
+/// What is not there for offsets that are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lacks {
+    /// So many transactions, and no row in `life`.
+    Life(i64),
+    /// A position, and no row in `life`.
+    LifeOfPosition,
+    /// A life that is read, and no position.
+    Position,
+    /// So many transactions at or above the position.
+    Advance(i64),
+}
+
 impl Problem {
     /// Its kind, as in table `audit_finding`.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Missing { .. } => "offset_missing",
-            Self::Purged { missing, deleted, .. } if missing > &deleted.1 => "offset_missing",
-            Self::Twice { .. } | Self::Purged { .. } => "offset_twice",
+            Self::Outside { lacks: Lacks::Advance(_), .. } => "above_position",
+            Self::Missing { .. } | Self::Outside { .. } => "offset_missing",
+            Self::Purged { .. } => "purged",
+            Self::Twice { .. } => "offset_twice",
             Self::Unaccounted { .. } => "unaccounted",
             Self::TwoStates { .. } => "two_states",
             Self::WithoutTransaction { .. } => "without_transaction",
@@ -157,7 +182,7 @@ impl Problem {
     pub fn place(&self) -> Option<(&LifeId, Offsets)> {
         match self {
             Self::Missing { life, offsets, .. } | Self::Twice { life, offsets, .. } => Some((life, offsets.clone())),
-            Self::Purged { life, below, .. } => Some((life, below - 1..*below)),
+            Self::Outside { life, offsets, .. } | Self::Purged { life, offsets, .. } => Some((life, offsets.clone())),
             _ => None,
         }
     }
@@ -177,14 +202,23 @@ impl Problem {
                 "read, and in no place: no transaction, duplicate, rejected, skipped, gap or deletion".to_owned()
             }
             Self::Twice { places: (a, b), .. } => format!("in two places: {} and {}", a.label(), b.label()),
-            Self::Purged { below, missing, deleted, .. } if missing > &deleted.1 => format!(
-                "of the offsets below {below}, {missing} have no row, and retention has deleted {} of them: {} are missing",
+            Self::Purged { holes, missing, deleted, .. } if missing > &deleted.1 => format!(
+                "{missing} of these offsets have no row, and retention has deleted {} of them: {} are missing, among {}",
                 deleted.1,
-                missing - deleted.1
+                missing - deleted.1,
+                listed(holes)
             ),
-            Self::Purged { below, missing, deleted, .. } => {
-                format!("retention has deleted {} of the offsets below {below}, and only {missing} have no row", deleted.0)
+            Self::Purged { missing, deleted, .. } => {
+                format!("retention has deleted {} of these offsets, and only {missing} have no row", deleted.0)
             }
+            Self::Outside { lacks, .. } => match lacks {
+                Lacks::Life(n) => format!("{n} transactions of a log that is in no life: none of its offsets is accounted for"),
+                Lacks::LifeOfPosition => {
+                    "a position of a log that is in no life: none of its offsets is accounted for".to_owned()
+                }
+                Lacks::Position => "a log that is being read, and has no position".to_owned(),
+                Lacks::Advance(n) => format!("stored above the position ({n} transactions): they will be read again"),
+            },
             Self::Unaccounted { .. } => {
                 "unaccounted: stored, and neither open, dead, resolved nor accepted by the service".to_owned()
             }
@@ -192,6 +226,12 @@ impl Problem {
             Self::WithoutTransaction { states, .. } => format!("{}, and there is no such transaction", states.join(" and ")),
         }
     }
+}
+
+fn listed((ranges, more): &(Vec<Offsets>, bool)) -> String {
+    let shown = |r: &Offsets| if r.end - r.start == 1 { r.start.to_string() } else { format!("{}-{}", r.start, r.end - 1) };
+    let shown: Vec<String> = ranges.iter().map(shown).collect();
+    format!("{}{}", shown.join(", "), if *more { ", ..." } else { "" })
 }
 
 /// Where a transaction stands, by evidence.

@@ -1,0 +1,2 @@
+-- The topics' numbers in tx, and their names.
+select id, name from topic
