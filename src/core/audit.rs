@@ -264,6 +264,10 @@ impl Audit {
     }
 
     fn place(&mut self, row: &Row) -> Option<Problem> {
+        // A rejected record became it: that record's row is the offset's place.
+        if row.topic == 0 {
+            return None;
+        }
         let state = self.states.entry((row.topic, row.partition, row.incarnation)).or_default();
         let offsets = row.offset..row.offset + 1;
         let Some(life) = &state.life else {
