@@ -388,7 +388,7 @@ fn whatever_its_capacity_and_its_latency_it_is_met_at_its_capacity() {
         let (latency, workers) = [(0.001, 64), (0.02, 64), (0.1, 384)][step as usize % 3];
         let backlog = (capacity * 62.0) as u64;
         let world = World { capacity, latency, workers, backlog, outage: 6.0, duration: 70.0, seed: seed as u64, ..WORLD };
-        let found = reaches("swept", &world, USELESS, 1.25, 0.85, 0.02);
+        let found = reaches("swept", &world, USELESS + workers as u64 - 64, 1.25, 0.85, 0.02);
         assert_eq!((found.dead, found.changes), (0, 2), "{capacity} {latency}: {found:?}");
     }
 }
