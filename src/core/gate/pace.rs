@@ -17,9 +17,11 @@ const SHARE: f64 = 0.05;
 /// Answers that a decision takes, at the least; fewer after a second.
 const ANSWERS: u64 = 50;
 const FEW_ANSWERS: u64 = 10;
+/// A run without a failure in which so many were to be expected is not by chance: one in 20 is that long (e^-3).
+const RUN: f64 = 3.0;
 /// Between two decisions, at the least.
 const APART: Duration = Duration::from_millis(250);
-/// Over less than these seconds no rate is measured.
+/// Over less than these seconds no rate is measured, and none is lowered: it would be too far below what was accepted.
 const MOMENT: f64 = 0.05;
 /// The time in which the rate doubles until overload shows, and its growth per second from then on.
 const DOUBLES: f64 = 0.5;
@@ -59,6 +61,23 @@ struct Counts {
     begun: u64,
     answers: u64,
     overloads: u64,
+    /// `begun` when the first overload was answered.
+    clean: u64,
+}
+
+impl Counts {
+    /// The share of overloads.
+    fn share(&self) -> f64 {
+        self.overloads as f64 / self.begun.max(self.answers).max(1) as f64
+    }
+
+    /// Their share from the first one on, without it, where more went well before it than do by chance: what a service has in
+    /// reserve hides an overload for a moment, and the share of the whole would be that of a much smaller one.
+    fn share_once_seen(&self) -> f64 {
+        let rest = self.begun.max(self.answers).saturating_sub(self.clean);
+        let share = self.overloads.saturating_sub(1) as f64 / rest.max(1) as f64;
+        if rest >= FEW_ANSWERS && self.clean as f64 * share > RUN { share.max(self.share()) } else { self.share() }
+    }
 }
 
 /// What there was before the first of some decreases in a row, and what they come to.
@@ -164,6 +183,9 @@ impl Pace {
             return;
         }
         self.since.answers += 1;
+        if overload && self.since.overloads == 0 {
+            self.since.clean = self.since.begun;
+        }
         self.since.overloads += u64::from(overload);
         self.decide(now);
     }
@@ -184,8 +206,9 @@ impl Pace {
         let answers_needed = if self.before.is_some() { ANSWERS * 2 } else { ANSWERS };
         let enough = |n: u64, time_for_few: Duration| n >= if time >= time_for_few { FEW_ANSWERS } else { answers_needed };
         let begun = begun.max(answers);
-        if overloads as f64 > most * begun as f64 + by_chance(tolerated, begun) && enough(answers, APART * 4) {
-            self.decrease(overloads as f64 / begun as f64, self.measured(now), now);
+        let is_too_much = overloads as f64 > most * begun as f64 + by_chance(tolerated, begun);
+        if is_too_much && time.as_secs_f64() >= MOMENT && enough(answers, APART * 4) {
+            self.decrease(self.measured(now), now);
         } else if overloads as f64 <= most * answers as f64 && time >= APART && enough(answers, APART * 2) {
             self.before = None;
             self.increase(self.measured(now), time, now);
@@ -196,7 +219,8 @@ impl Pace {
         self.tokens = self.tokens.min(1.0);
     }
 
-    fn decrease(&mut self, share: f64, measured: f64, now: Duration) {
+    fn decrease(&mut self, measured: f64, now: Duration) {
+        let share = self.since.share();
         if let Some(before) = self.before.filter(|before| !before.is_of_our_making(share)) {
             // Where nothing limited it, a backlog of the meantime must not come all at once.
             (self.rate, self.ceiling) = (Some(before.rate), before.ceiling);
@@ -207,7 +231,7 @@ impl Pace {
         // By a fifth, or at once to just below what was accepted, where that is less.
         let factor = (0.9 * (1.0 - share)).clamp(0.3, 0.8);
         let first = self.before.unwrap_or(Before {
-            share,
+            share: self.since.share_once_seen(),
             rate: self.rate.unwrap_or(measured),
             ceiling: self.rate.map_or(measured, |_| self.ceiling),
             factor: 1.0,

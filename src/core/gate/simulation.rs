@@ -368,15 +368,28 @@ fn a_service_that_comes_back_is_met_at_its_capacity_however_it_was_down() {
 }
 
 /// A run of `make bench-herd` once took a real overload for failures that are not of our making. Here the doubling meets the capacity
-/// at many different moments. In some it is still mistaken (635/s: a peak of 1.39 for a moment, 2.9 % refused); ten seconds later
-/// it is not.
+/// at many different moments. In two of 351 (478/s and 919/s at 20 ms, seeds 161 and 194) it is still mistaken: a peak of 1.5, 3.3 %
+/// refused; ten seconds later it is not.
 #[test]
 fn whenever_the_service_comes_back_it_is_met_at_its_capacity() {
-    for shift in 0..15 {
+    for shift in 0..16 {
         let capacity = 470.0 + 11.0 * f64::from(shift);
         let world = World { capacity, outage: 20.0, duration: 90.0, seed: 40 + shift as u64, ..WORLD };
         let found = reaches("shifted", &world, USELESS, 1.25, 0.85, 0.02);
         assert_eq!((found.dead, found.changes), (0, 2), "{capacity}: {found:?}");
+    }
+}
+
+#[test]
+fn whatever_its_capacity_and_its_latency_it_is_met_at_its_capacity() {
+    for (seed, step) in (0..24).enumerate() {
+        let capacity = 200.0 * 10f64.powf(f64::from(step / 3) / 7.0);
+        // 64 workers are less than 2,000/s at 100 ms need.
+        let (latency, workers) = [(0.001, 64), (0.02, 64), (0.1, 384)][step as usize % 3];
+        let backlog = (capacity * 62.0) as u64;
+        let world = World { capacity, latency, workers, backlog, outage: 6.0, duration: 70.0, seed: seed as u64, ..WORLD };
+        let found = reaches("swept", &world, USELESS + workers as u64 - 64, 1.25, 0.85, 0.02);
+        assert_eq!((found.dead, found.changes), (0, 2), "{capacity} {latency}: {found:?}");
     }
 }
 
