@@ -369,7 +369,7 @@ fn a_service_that_comes_back_is_met_at_its_capacity_however_it_was_down() {
 
 /// A run of `make bench-herd` once took a real overload for failures that are not of our making. Here the doubling meets the capacity
 /// at many different moments. In two of 351 (478/s and 919/s at 20 ms, seeds 161 and 194) it is still mistaken: a peak of 1.5, 3.3 %
-/// refused; ten seconds later it is not.
+/// refused.
 #[test]
 fn whenever_the_service_comes_back_it_is_met_at_its_capacity() {
     for shift in 0..16 {
