@@ -158,7 +158,9 @@ impl Consumer {
                 }
                 Tried::Failed(StoreError::Fenced(why)) => return Err(Leave::Rebuild(why)),
                 Tried::Failed(error) if error.is_about_rows() => match self.set_aside(pending, error)? {
-                    None => continue,
+                    // However long looking for them takes, the group has to keep this process: see below.
+                    None if first.elapsed() < PAUSE_AFTER => continue,
+                    None => {}
                     Some(refused) => break Persisted::Refused(refused),
                 },
                 Tried::Failed(error @ StoreError::Taken(_))

@@ -8,7 +8,7 @@ use crate::core::hole::to_prove;
 use crate::core::offsets::{self, Offsets};
 use crate::core::record::TopicPartition;
 use crate::ops::pulse;
-use crate::source;
+use crate::source::{self, SourceError};
 use crate::store::Advance;
 
 /// One look, at a range of any length.
@@ -68,10 +68,18 @@ impl Consumer {
             Err(error) => {
                 doubt.failed += 1;
                 let what = format!("what was passed over in {}..{} of {}/{}", span.start, span.end, at.topic, at.partition);
+                let is_damaged = matches!(error, SourceError::Damaged(_));
+                if is_damaged {
+                    self.damage.suspect(at);
+                }
                 if doubt.failed < LOOKS {
                     return Err(Leave::Rebuild(format!("{what} cannot be looked at: {error}")));
                 }
                 doubt.failed = 0;
+                if is_damaged {
+                    // A hole with damage in it is the last that may be taken for markers.
+                    return Ok(holes.to_vec());
+                }
                 log::warn!(topic = &*at.topic, partition = at.partition;
                     "{what} could not be looked at ({error}); it is taken for markers and aborted records, which `txrelay reconcile` can prove");
                 Ok(Vec::new())
