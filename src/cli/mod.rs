@@ -20,6 +20,8 @@ use crate::store::{Role, SchemaState, Session, StoreError, schema_state};
 mod act;
 mod check_config;
 mod connect;
+#[cfg(test)]
+mod documented;
 mod erase;
 mod explain;
 mod json;
