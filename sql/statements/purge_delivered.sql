@@ -29,9 +29,9 @@ with b as materialized (
 ), e as (
   delete from erased e using g where e.id = g.id
 ), a as (
-  delete from attempt a using g where a.tx_id = g.id returning a.outcome = 1 and not a.stale as delivered
+  delete from attempt a using g where a.tx_id = g.id
 ), c as (
-  insert into counter as c (slot, name, n) select $4::int, 12, count(*) from a where delivered having count(*) > 0
+  insert into counter as c (slot, name, n) select $4::int, 12, count(*) from t having count(*) > 0
   on conflict (slot, name) do update set n = c.n + excluded.n
 )
 select max(id), count(*), count(*) filter (where old), (select count(*) from t) from b

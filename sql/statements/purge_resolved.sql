@@ -23,14 +23,11 @@ with b as materialized (
 ), e as (
   delete from erased e using g where e.id = g.id
 ), a as (
-  delete from attempt a using g where a.tx_id = g.id returning a.outcome = 1 and not a.stale as delivered
+  delete from attempt a using g where a.tx_id = g.id
 ), r as (
   delete from resolved r using g where r.id = g.id returning 1
 ), c as (
-  insert into counter as c (slot, name, n)
-  select $4::int, v.name, v.n from (
-    select 12 as name, count(*) as n from a where delivered union all select 13, count(*) from r
-  ) v where v.n > 0
+  insert into counter as c (slot, name, n) select $4::int, 13, count(*) from r having count(*) > 0
   on conflict (slot, name) do update set n = c.n + excluded.n
 )
 select max(id), count(*), (select count(*) from r) from b

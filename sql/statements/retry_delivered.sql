@@ -1,4 +1,4 @@
--- Delivered ones ($1) are open again and due now. Counter slot $2. The caller holds the lock of retention_share.sql. What was
+-- Delivered ones ($1) are open again and due now, and no longer count as delivered. Counter slot $2. The caller holds the lock of retention_share.sql. What was
 -- erased has nothing left to send. Returns who was delivered and nothing else.
 with f as materialized (
   select t.id, h.n from tx t
@@ -12,7 +12,8 @@ with f as materialized (
 ), q as (
   insert into delivery (id, due_at, attempt) select id, now(), n from f on conflict do nothing returning id
 ), c as (
-  insert into counter as c (slot, name, n) select $2::int, 8, count(*) from q having count(*) > 0
+  insert into counter as c (slot, name, n)
+  select $2::int, v.name, v.n from (select 8 as name, count(*) as n from q union all select 12, count(*) from q) v where v.n > 0
   on conflict (slot, name) do update set n = c.n + excluded.n
 )
 select id from q

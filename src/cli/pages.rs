@@ -93,7 +93,7 @@ fn file() -> String {
     ));
     page.push_str(".SH KEYS\n");
     let mut table = None;
-    for key in KEYS.iter().filter(|key| key.later.is_none()) {
+    for key in KEYS {
         let (in_table, name) = key.path.rsplit_once('.').unwrap_or(("", key.path));
         if table != Some(in_table) {
             table = Some(in_table);

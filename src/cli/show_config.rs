@@ -31,7 +31,7 @@ pub(super) fn show_config(file: &Path, sets: &[String], args: &ShowConfigArgs) -
 
 /// Key, value and source of every key of this version, in the order of the reference file.
 fn effective(config: &Config) -> impl Iterator<Item = (&'static str, Option<String>, Source)> + '_ {
-    KEYS.iter().filter(|key| key.later.is_none()).filter_map(|key| {
+    KEYS.iter().filter_map(|key| {
         let effective = config.view.get(key.path)?;
         Some((key.path, effective.value.as_ref().map(|value| masked(key.path, value)), effective.source))
     })

@@ -19,8 +19,6 @@ pub struct Key {
     pub change: Change,
     /// Why somebody would touch it; lines of the reference file.
     pub doc: &'static str,
-    /// `Some`: named in the interface, not in this version; says what is missing.
-    pub later: Option<&'static str>,
 }
 
 /// Types of values, with the range that is checked before anything else is.
@@ -90,7 +88,7 @@ pub fn is_table(path: &str) -> bool {
 /// The key that somebody may have meant by an unknown `path`.
 pub fn similar(path: &str) -> Option<&'static str> {
     let (table, last) = split(path);
-    let known = || KEYS.iter().filter(|k| k.later.is_none()).map(|k| k.path);
+    let known = || KEYS.iter().map(|k| k.path);
     let tables = || known().filter_map(|p| Some(p.split_once('.')?.0));
     let near = |a: &str, b: &str| strsim::jaro_winkler(a, b);
     let best = |candidates: Vec<(&'static str, f64)>| {
@@ -110,7 +108,7 @@ fn split(path: &str) -> (&str, &str) {
 pub fn reference() -> String {
     let mut out = String::from(PREAMBLE);
     let mut table = "";
-    for key in KEYS.iter().filter(|k| k.later.is_none()) {
+    for key in KEYS {
         let (in_table, name) = split(key.path);
         if in_table != table {
             table = in_table;
@@ -149,11 +147,11 @@ const PREAMBLE: &str = "\
 ";
 
 const fn key(path: &'static str, kind: Kind, given: Given, doc: &'static str) -> Key {
-    Key { path, kind, given, change: Change::Restart, doc, later: None }
+    Key { path, kind, given, change: Change::Restart, doc }
 }
 
 const fn reload(path: &'static str, kind: Kind, given: Given, doc: &'static str) -> Key {
-    Key { path, kind, given, change: Change::Reload, doc, later: None }
+    Key { path, kind, given, change: Change::Reload, doc }
 }
 
 const fn ms(n: u64) -> Duration {

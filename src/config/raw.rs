@@ -127,7 +127,7 @@ impl Written {
     /// What every key comes to; `computed` are those that follow from others.
     pub fn view(&mut self, computed: &[(&'static str, Value)]) -> View {
         let mut values = BTreeMap::new();
-        for key in keys::KEYS.iter().filter(|key| key.later.is_none()) {
+        for key in keys::KEYS {
             let found = self.get(key.path);
             let source = found.as_ref().map_or(At::File, |(_, at)| *at).into();
             let computed = || computed.iter().find(|(path, _)| *path == key.path).map(|(_, value)| value.clone());
@@ -161,7 +161,7 @@ impl Written {
             let path = if prefix.is_empty() { name.get_ref().to_string() } else { format!("{prefix}.{}", name.get_ref()) };
             let at = lines.at(name.span().start);
             match (keys::find(&path), value.get_ref()) {
-                (Some(key), value_) => self.take(key, value_, at, lines.at(value.span().start), &|start| lines.at(start)),
+                (Some(key), value_) => self.take(key, value_, lines.at(value.span().start), &|start| lines.at(start)),
                 (None, DeValue::Table(inner)) if keys::is_table(&path) => {
                     self.tables.insert(path.clone(), at);
                     self.walk(inner, &path, lines);
@@ -183,7 +183,7 @@ impl Written {
         let Some(key) = keys::find(path) else {
             // A name inside a table of the user's own names.
             let owner = keys::KEYS.iter().find_map(|k| match k.kind {
-                Kind::Table if k.later.is_none() => Some((k, path.strip_prefix(k.path)?.strip_prefix('.')?)),
+                Kind::Table => Some((k, path.strip_prefix(k.path)?.strip_prefix('.')?)),
                 _ => None,
             });
             return match owner {
@@ -218,14 +218,10 @@ impl Written {
         self.bad.remove(key.path);
         // A value that the command line replaces cannot be wrong any more.
         self.problems.retain(|p| p.key != key.path || p.at == At::Set);
-        self.take(key, &parsed, At::Set, At::Set, &|_| At::Set);
+        self.take(key, &parsed, At::Set, &|_| At::Set);
     }
 
-    fn take(&mut self, key: &'static Key, value: &DeValue<'_>, key_at: At, at: At, place: &dyn Fn(usize) -> At) {
-        if let Some(what) = key.later {
-            self.refuse(key.path, key_at, format!("this version does not have {what} yet: take it out"));
-            return;
-        }
+    fn take(&mut self, key: &'static Key, value: &DeValue<'_>, at: At, place: &dyn Fn(usize) -> At) {
         match convert(key, value, at, place) {
             Ok(value) => {
                 self.values.insert(key.path, (value, at));

@@ -29,8 +29,8 @@ pub enum Counter {
     DeadResolved = 10,
     /// Dead ones removed by retention or erased.
     DeadPurged = 11,
-    /// Deliveries whose transactions retention has removed.
-    DeliveredPurged = 12,
+    /// Deliveries that no longer stand: retention has removed their transactions, or a person opened them again.
+    DeliveredGone = 12,
     /// Resolved transactions that retention has removed.
     ResolvedPurged = 13,
 }
@@ -49,7 +49,7 @@ impl Counter {
         Self::DeadRetried,
         Self::DeadResolved,
         Self::DeadPurged,
-        Self::DeliveredPurged,
+        Self::DeliveredGone,
         Self::ResolvedPurged,
     ];
 
@@ -77,7 +77,7 @@ impl Counter {
             Self::DeadRetried => "dead_retried",
             Self::DeadResolved => "dead_resolved",
             Self::DeadPurged => "dead_purged",
-            Self::DeliveredPurged => "delivered_purged",
+            Self::DeliveredGone => "delivered_gone",
             Self::ResolvedPurged => "resolved_purged",
         }
     }
@@ -105,9 +105,9 @@ impl Ledger {
         self.sums[Self::place(counter)]
     }
 
-    /// Delivered transactions that are still stored.
+    /// Transactions that are stored and delivered, and nothing else since.
     pub fn delivered(&self) -> i64 {
-        self.sum(Counter::Delivered).saturating_sub(self.sum(Counter::DeliveredPurged))
+        self.sum(Counter::Delivered).saturating_sub(self.sum(Counter::DeliveredGone))
     }
 
     /// How far each equation is off; left side less right side. All 0 unless something is wrong.
@@ -171,7 +171,7 @@ mod tests {
             (9, "dead_retried"),
             (10, "dead_resolved"),
             (11, "dead_purged"),
-            (12, "delivered_purged"),
+            (12, "delivered_gone"),
             (13, "resolved_purged"),
         ];
         assert_eq!(codes, expected);

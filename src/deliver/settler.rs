@@ -19,7 +19,8 @@ const BATCH: usize = 500;
 /// The least time between the beginnings of two batches. A lone outcome is written at once; in a steady flow they gather. It
 /// delays no delivery, only the end of its lease: at 500/s 5 ms cost one commit for two deliveries, 20 ms one for ten.
 const PACE: Duration = Duration::from_millis(20);
-/// How often a batch that gathers is looked at. Not woken by each outcome: that would cost a switch of threads a delivery.
+/// How often a batch that gathers is looked at. Not woken by each outcome: that would cost a switch of threads a delivery. So short
+/// that the sleep needs no arm for a stop, at which what has gathered is written anyway.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Writes outcomes.
@@ -114,7 +115,10 @@ impl Settler {
         }
         match self.link.run(|session| session.settle(process, &bare)) {
             Err(StoreError::Value(reason) | StoreError::Constraint(reason) | StoreError::Taken(reason)) => {
-                log::error!(tx = bare[0].id; "the outcome of tx.id {} cannot be written ({reason}): it is sent again when its lease ends", bare[0].id);
+                if let Some(note) = throttle.admit("lost outcome", Instant::now()) {
+                    let id = bare[0].id;
+                    log::error!(tx = id; "the outcome of tx.id {id} cannot be written ({reason}): it is sent again when its lease ends{note}");
+                }
                 Ok(0)
             }
             other => other,

@@ -314,6 +314,10 @@ impl Consumer {
         log::error!(topic = &*at.topic, partition = at.partition, from = lost.start, to = lost.end, reason = reason;
             "{what}: the gap is recorded in known_gap, reading goes on at {}", to.next_offset);
         self.above_end.remove(&at);
+        if incarnation != from.incarnation {
+            // Another log may have other settings.
+            self.compacted.remove(&at.topic);
+        }
         // What PostgreSQL refused of it is gone, too; where nothing follows, nobody else would say so.
         self.forget_refused(&at);
         Ok(Some(to))

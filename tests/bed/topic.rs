@@ -1,13 +1,9 @@
 //! `bed topic` and `bed offsets`: administration through librdkafka, so that no JVM has to start for it.
 
-use std::future::Future;
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll, Wake, Waker};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use pollster::block_on;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -131,22 +127,4 @@ fn config(brokers: &str) -> ClientConfig {
 
 fn client(brokers: &str) -> anyhow::Result<BaseConsumer> {
     Ok(config(brokers).create()?)
-}
-
-/// The admin client answers with futures that its own thread completes; this is all the executor they need.
-fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut TaskContext::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => std::thread::park(),
-        }
-    }
 }

@@ -36,6 +36,18 @@ fn write(topic: &Topic, key: &str, value: Option<&[u8]>) {
     producer.flush(LIMIT).expect("Kafka takes it");
 }
 
+/// A topic of so many partitions whose transactions have all been delivered, and the pipeline, stopped.
+fn relayed(partitions: i32, n: usize) -> (Topic, Relay) {
+    let (topic, ledger) = (Topic::new(partitions), Ledger::start());
+    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
+    relay.start();
+    topic.transactions(ids("a", 0..n));
+    let is_done = |relay: &Relay| relay.count("select count(*) from delivery") == 0;
+    eventually("all is delivered", || ledger.count("accepted") == n as u64 && is_done(&relay));
+    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
+    (topic, relay)
+}
+
 fn position(relay: &Relay) -> i64 {
     relay.count("select coalesce(max(next_offset), 0) from consumer_position")
 }
@@ -159,12 +171,7 @@ fn a_record_that_was_skipped_and_can_be_read_is_named() {
 
 #[test]
 fn a_counter_that_was_altered_is_wrong_for_reconcile_as_for_status() {
-    let (topic, ledger) = (Topic::new(1), Ledger::start());
-    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
-    relay.start();
-    topic.transactions(ids("a", 0..5));
-    eventually("all is delivered", || ledger.count("accepted") == 5 && relay.count("select count(*) from delivery") == 0);
-    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
+    let (_topic, relay) = relayed(1, 5);
     assert_eq!(reconciled(&relay, &[], 0)["ledger_imbalance"], json!({ "read": 0, "ingested": 0, "dead": 0 }));
     relay.sql().batch_execute("delete from counter where name = 2").expect("by hand");
     let report = reconciled(&relay, &[], 1);
@@ -176,12 +183,7 @@ fn a_counter_that_was_altered_is_wrong_for_reconcile_as_for_status() {
 
 #[test]
 fn what_kafka_has_and_postgresql_does_not_is_said() {
-    let (topic, ledger) = (Topic::new(2), Ledger::start());
-    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
-    relay.start();
-    topic.transactions(ids("a", 0..20));
-    eventually("all is delivered", || ledger.count("accepted") == 20 && relay.count("select count(*) from delivery") == 0);
-    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
+    let (topic, relay) = relayed(2, 20);
     let other = Topic::new(1);
     other.write(0, ids("b", 0..3));
     let both = ["--set".to_owned(), format!("kafka.topics=[\"{}\", \"{}\"]", topic.name, other.name)];
@@ -204,12 +206,7 @@ fn what_kafka_has_and_postgresql_does_not_is_said() {
 
 #[test]
 fn without_kafka_postgresql_is_still_accounted_for() {
-    let (topic, ledger) = (Topic::new(2), Ledger::start());
-    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
-    relay.start();
-    topic.transactions(ids("a", 0..20));
-    eventually("all is delivered", || ledger.count("accepted") == 20 && relay.count("select count(*) from delivery") == 0);
-    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
+    let (topic, relay) = relayed(2, 20);
     let without = ["--set", "kafka.brokers=[\"127.0.0.1:1\"]"];
     let (code, said) = command(&relay, &[&["reconcile"][..], &without].concat());
     assert!(code == Some(69) && said.contains("kafka        not asked, only PostgreSQL:"), "{code:?} {said}");

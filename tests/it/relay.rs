@@ -8,7 +8,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::json;
 
-use crate::rig::{Ledger, Proxy, Relay, Topic, bootstrap, eventually, ids, transaction};
+use crate::rig::{Ledger, Proxy, Relay, Topic, bed, bootstrap, eventually, ids, transaction};
 
 #[test]
 fn what_is_produced_is_delivered_byte_for_byte_with_its_headers() {
@@ -355,4 +355,20 @@ fn the_shipped_help_and_version_answer() {
         let out = Command::new(env!("CARGO_BIN_EXE_txrelay")).arg(flag).output().expect("runs");
         assert!(out.status.success() && !out.stdout.is_empty());
     }
+}
+
+/// A steady flow: outcomes gather, so that one commit serves several; what it costs is measured by `make bench`.
+#[test]
+fn in_a_steady_flow_outcomes_share_their_commits() {
+    let (topic, ledger) = (Topic::new(1), Ledger::start());
+    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
+    relay.start();
+    eventually("it reads", || relay.partitions() == 1);
+    // One every 3.3 ms, and not in bursts.
+    bed(&["produce", "--brokers", &bootstrap(), "--topic", &topic.name, "--count", "900", "--rate", "300", "--bytes", "200"]);
+    eventually("all are settled", || relay.metric("batch_rows_sum{op=\"settle\"}") == Some(900.0));
+    let commits = relay.metric("batch_rows_count{op=\"settle\"}").expect("a number");
+    // 150 on a quiet machine, above 600 if each outcome were written when it comes.
+    assert!(commits <= 450.0, "{commits} commits for 900 outcomes");
+    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
 }

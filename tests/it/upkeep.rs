@@ -39,6 +39,8 @@ fn count_what_is_there(store: &mut Store) {
          select 0, v.name, v.n from (values (1, (select count(*) from tx)), (2, (select count(*) from tx)), \
            (8, (select count(*) from delivery d where exists (select from attempt a where a.tx_id = d.id and a.outcome = 1 and not a.stale))), \
            (5, (select count(distinct tx_id) from attempt where outcome = 1 and not stale)), \
+           (12, (select count(distinct a.tx_id) from attempt a where a.outcome = 1 and not a.stale and (exists (select from delivery d where d.id = a.tx_id) \
+             or exists (select from dead d where d.id = a.tx_id) or exists (select from resolved r where r.id = a.tx_id)))), \
            (6, (select count(*) from dead)), (7, (select count(*) from resolved))) v(name, n)",
     );
 }

@@ -274,6 +274,7 @@ impl Lives {
         if is_it {
             let n = tx.attempts.iter().map(|a| a.n).max().unwrap_or(0);
             self.reopen(id, n);
+            self.count(Counter::DeliveredGone, 1);
         }
         is_it
     }
@@ -312,8 +313,7 @@ impl Lives {
         self.duplicates.retain(|at| self.now - at < KEEP_SECONDS);
         for id in &gone {
             let tx = self.txs.remove(id).expect("it is there");
-            let delivered = tx.attempts.iter().filter(|a| a.outcome == DELIVERED && !a.stale).count();
-            self.count(Counter::DeliveredPurged, delivered as i64);
+            self.count(Counter::DeliveredGone, i64::from(tx.resolved.is_none()));
             self.count(Counter::ResolvedPurged, i64::from(tx.resolved.is_some()));
         }
         self.granted.retain(|(id, ..)| !gone.contains(id));

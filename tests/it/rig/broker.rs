@@ -1,12 +1,9 @@
 //! A Kafka broker of the test's own, to be stopped, frozen, killed and edited (`tests/bed/kafka.sh`), and administration.
 
-use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::process::Command;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
 
+use pollster::block_on;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
@@ -108,24 +105,6 @@ impl Drop for Broker {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bed/kafka.sh");
         let _ = Command::new(script).arg("kill9").arg(&self.directory).output();
         let _ = std::fs::remove_dir_all(&self.directory);
-    }
-}
-
-/// Waits for a future of the admin client, which needs no runtime.
-fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(std::thread::Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => std::thread::park_timeout(LIMIT),
-        }
     }
 }
 

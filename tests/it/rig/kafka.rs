@@ -4,13 +4,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
-use rdkafka::admin::{AdminClient, AdminOptions};
-use rdkafka::client::DefaultClientContext;
+
+use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use super::{LIMIT, bed, bootstrap, unique};
+use super::{Admin, LIMIT, bed, bootstrap, unique};
 
 /// A topic of its own, and a producer.
 pub struct Topic {
@@ -197,11 +196,7 @@ impl Topic {
 
     /// As retention does: what lies before `offset` is gone.
     pub fn delete_before(&self, partition: i32, offset: i64) {
-        let admin: AdminClient<DefaultClientContext> =
-            ClientConfig::new().set("bootstrap.servers", bootstrap()).create().expect("an admin client");
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&self.name, partition, Offset::Offset(offset)).expect("an offset");
-        crate::source::block_on(admin.delete_records(&list, &AdminOptions::new())).expect("Kafka answers");
+        Admin::of(&bootstrap()).delete_records(&self.name, partition, offset);
     }
 
     /// Writes transactions with these ids.
