@@ -2,9 +2,9 @@
 # `make bench`: what one delivery costs, on this machine, with its own PostgreSQL, Kafka and HTTP service. Prints Markdown tables of medians
 # and ranges, and with BENCH_PLOTS=FOLDER writes plots. Times of one machine say little; the ratios of one run do. --quick: the three
 # that say most, once each. Every run has a daemon, a topic and a schema of its own.
-#   BENCH_SCENARIOS="burst slow workers rate idle catch-up backlog stored pinned processes"  BENCH_RUNS=3  BENCH_RECORDS=60000
+#   BENCH_SCENARIOS="burst slow workers rate idle catch-up backlog grown stored retention pinned processes"  BENCH_RUNS=3  BENCH_RECORDS=60000
 #   BENCH_WORKERS=64  BENCH_BYTES=1000  BENCH_RATES="100 500 1000"  BENCH_SECONDS=30 (of each rate)
-#   BENCH_STORED="10000 1000000 5000000"  BENCH_BACKLOG=1000000
+#   BENCH_STORED="10000 1000000 5000000"  BENCH_BACKLOG=1000000  BENCH_GROWN_STORED=5000000  BENCH_RETENTION=1000000
 #   BENCH_OUT=FILE       the runs as JSON lines
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -115,26 +115,64 @@ catch_up() {
   local count=$((records * 5))
   daemons=()
   fresh 6
-  txrelay migrate 2>>"$dir/txrelay.log"
-  sql -c "update pipeline set paused_at = now(), paused_by = 'bench'"
+  paused
   "$bed" produce --brokers "$TXRELAY_TEST_KAFKA" --topic "$topic" --count "$count" --bytes "${BENCH_BYTES:-1000}" >/dev/null 2>&1
   ready=livez start_daemon 1 # it is not ready: it delivers nothing
   measured persist catch-up 0 --schema "$schema" --count "$count"
   finished
 }
-with_stored() { # FROM TO DELIVERED
-  txrelay migrate 2>>"$dir/txrelay.log"
-  psql -qv ON_ERROR_STOP=1 -v "from=$1" -v "to=$2" -v days=3 -v "delivered=$3" "$TXRELAY_TEST_PG" \
+paused() { txrelay migrate 2>>"$dir/txrelay.log" && sql -c "update pipeline set paused_at = now(), paused_by = 'bench'"; }
+# The daemon begins when it is looked at.
+drained() { # SCENARIO X COUNT
+  local measuring
+  ready=livez start_daemon 1
+  measured drain "$1" "$2" --count "$3" --metrics "http://127.0.0.1:$port/metrics" &
+  measuring=$!
+  sleep 1
+  txrelay resume 2>>"$dir/txrelay.log" >&2
+  wait "$measuring"
+}
+with_stored() { # FROM TO DELIVERED [DAYS]
+  txrelay migrate 2>>"$dir/txrelay.log" # what is there already stays
+  psql -qv ON_ERROR_STOP=1 -v "from=$1" -v "to=$2" -v "days=${4:-3}" -v "delivered=$3" "$TXRELAY_TEST_PG" \
     -c "set search_path = $schema; set synchronous_commit = off" -f "$root/benches/stored.sql" >/dev/null
 }
 # So many transactions wait to be delivered: as after a long outage.
 backlog() {
   daemons=()
   fresh 6
+  paused
   with_stored 1 "${BENCH_BACKLOG:-1000000}" false
-  start_daemon 1
-  measured drain backlog "${BENCH_BACKLOG:-1000000}" --count "${BENCH_BACKLOG:-1000000}"
+  drained backlog "${BENCH_BACKLOG:-1000000}" "${BENCH_BACKLOG:-1000000}"
   finished
+}
+# The same number of deliveries out of few open ones, and out of a million beside five million stored ones.
+grown() {
+  local part=${BENCH_GROWN:-200000} delivered open
+  for delivered in 0 "${BENCH_GROWN_STORED:-5000000}"; do
+    open=$part
+    [ "$delivered" = 0 ] || open=${BENCH_BACKLOG:-1000000}
+    daemons=()
+    fresh 6
+    paused
+    [ "$delivered" = 0 ] || with_stored 1 "$delivered" true
+    with_stored $((delivered + 1)) $((delivered + open)) false
+    drained grown "$((delivered + open))" "$part"
+    finished
+  done
+}
+# Latencies while retention deletes what was delivered before its time, and with as much stored that is not old enough.
+retention() {
+  local rows=${BENCH_RETENTION:-1000000} rate=500 days
+  for days in 3 100; do
+    daemons=()
+    fresh 6
+    with_stored 1 "$rows" true "$days"
+    start_daemon 1
+    produced retention "$days" $((rate * ${BENCH_SECONDS:-30})) --rate "$rate"
+    say "  $days days old: $(psql -qAt "$TXRELAY_TEST_PG" -c "select count(*) from $schema.tx where transaction_id like 'sql-%'") of $rows are left"
+    finished
+  done
 }
 # So many transactions lie in the tables before the burst.
 stored() {
@@ -173,13 +211,13 @@ processes() {
 start_ledger
 workers=${BENCH_WORKERS:-64}
 for n in $(seq 1 "$runs"); do
-  for scenario in ${BENCH_SCENARIOS:-burst slow workers rate idle catch-up backlog stored pinned processes}; do
+  for scenario in ${BENCH_SCENARIOS:-burst slow workers rate idle catch-up backlog grown stored retention pinned processes}; do
     say "run $n of $runs: $scenario"
     case $scenario in
       workers) workers_varied ;;
       rate) rates ;;
       catch-up) catch_up ;;
-      burst | slow | idle | backlog | stored | pinned | processes) "$scenario" ;;
+      burst | slow | idle | backlog | grown | stored | retention | pinned | processes) "$scenario" ;;
       *) die "unknown scenario $scenario" ;;
     esac
   done

@@ -2,6 +2,7 @@
 
 mod plot;
 mod process;
+mod scrape;
 mod tables;
 
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use postgres::{Client, NoTls};
 use serde_json::{Value, json};
 
 use self::process::{Snapshot, rss_peak_mb};
+use self::scrape::Scrapes;
 pub use self::tables::{Column, table};
 use crate::{http, produce, shared};
 
@@ -28,11 +30,10 @@ pub struct Args {
 enum Command {
     /// Writes records and waits until all are delivered
     Run(Box<RunArgs>),
-    /// Waits until what is open has been delivered
+    /// Waits until so many of those that are open have been delivered
     Drain {
         #[command(flatten)]
         target: Target,
-        /// How many are open
         #[arg(long)]
         count: u64,
     },
@@ -85,6 +86,9 @@ pub struct Target {
     /// Until it is done
     #[arg(long, value_parser = shared::duration, default_value = "300s")]
     limit: Duration,
+    /// Its metrics, which are read while it is measured
+    #[arg(long)]
+    metrics: Option<String>,
     /// Append the result as a JSON line
     #[arg(long)]
     out: PathBuf,
@@ -192,30 +196,34 @@ fn measure(wanted: &produce::Args, warm_up: u64, target: &Target) -> anyhow::Res
     let produced = std::fs::read_to_string(&file)?;
     std::fs::remove_file(&file)?;
     let (arrivals, latencies) = arrivals(&produced, &target.control("GET", "accepted")?)?;
-    let n = arrivals.len() as f64;
-    let middle = shared::quantile(&arrivals, 0.9).saturating_sub(shared::quantile(&arrivals, 0.1)).max(1);
     let result = json!({
-        "deliveries_per_second": n * 0.8 * 1000.0 / middle as f64,
+        "deliveries_per_second": per_second(&arrivals),
         "p50_ms": shared::quantile(&latencies, 0.5),
         "p99_ms": shared::quantile(&latencies, 0.99),
         "sent_twice": target.summary()?["accepted_twice"],
     });
-    target.note(n, &before, &after, result)
+    target.note(arrivals.len() as f64, &before, &after, result)
 }
 
+/// The daemon is paused when this begins. With more open than is waited for, it goes on meanwhile.
 fn drain(target: &Target, count: u64) -> anyhow::Result<()> {
     let mut client = target.connect()?;
     let before = Snapshot::take(target, &mut client)?;
-    let began = Instant::now();
+    let scrapes = target.metrics.as_deref().map(Scrapes::start);
     target.wait_for_accepted(count)?;
-    let seconds = began.elapsed().as_secs_f64();
+    let seen = scrapes.map_or(Ok(Value::Null), Scrapes::end)?;
     std::thread::sleep(AFTERWARDS);
     let after = Snapshot::take(target, &mut client)?;
+    let list = target.control("GET", "accepted")?;
+    let mut arrivals: Vec<u64> = accepted(&list)?.into_iter().map(|(_, at)| at).collect();
+    arrivals.sort_unstable();
     let result = json!({
-        "deliveries_per_second": count as f64 / seconds,
+        "deliveries_per_second": per_second(&arrivals),
         "sent_twice": target.summary()?["accepted_twice"],
+        "scrape_ms": seen["scrape_ms"],
+        "claim_ms": seen["claim_ms"],
     });
-    target.note(count as f64, &before, &after, result)
+    target.note(arrivals.len() as f64, &before, &after, result)
 }
 
 /// Asks the counter, not the table: counting a million rows again and again would be the load.
@@ -242,18 +250,21 @@ fn idle(target: &Target, time: Duration) -> anyhow::Result<()> {
     target.note(seconds, &before, &after, json!({ "core_percent": percent }))
 }
 
+/// Between 10 % and 90 % of sorted arrivals in ms.
+fn per_second(arrivals: &[u64]) -> f64 {
+    let middle = shared::quantile(arrivals, 0.9).saturating_sub(shared::quantile(arrivals, 0.1)).max(1);
+    arrivals.len() as f64 * 0.8 * 1000.0 / middle as f64
+}
+
 /// Arrivals in unix ms and latencies in ms, both sorted, of what was produced.
-fn arrivals(produced: &str, accepted: &str) -> anyhow::Result<(Vec<u64>, Vec<u64>)> {
+fn arrivals(produced: &str, list: &str) -> anyhow::Result<(Vec<u64>, Vec<u64>)> {
     let mut due = HashMap::new();
     for line in produced.lines() {
         let record: Value = serde_json::from_str(line)?;
         due.insert(record["id"].as_str().unwrap_or_default().to_owned(), record["at"].as_u64().unwrap_or(0));
     }
     let (mut arrivals, mut latencies) = (Vec::new(), Vec::new());
-    for line in accepted.lines() {
-        let mut fields = line.split('\t');
-        let (Some(id), Some(at)) = (fields.next(), fields.nth(1)) else { bail!("bad line `{line}`") };
-        let at: u64 = at.parse()?;
+    for (id, at) in accepted(list)? {
         if let Some(due) = due.get(&shared::percent_decode(id)) {
             arrivals.push(at);
             latencies.push(at.saturating_sub(*due));
@@ -262,4 +273,14 @@ fn arrivals(produced: &str, accepted: &str) -> anyhow::Result<(Vec<u64>, Vec<u64
     arrivals.sort_unstable();
     latencies.sort_unstable();
     Ok((arrivals, latencies))
+}
+
+/// Encoded ids and arrivals in unix ms from the service's list.
+fn accepted(list: &str) -> anyhow::Result<Vec<(&str, u64)>> {
+    let line = |line| {
+        let mut fields = str::split(line, '\t');
+        let (Some(id), Some(at)) = (fields.next(), fields.nth(1)) else { bail!("bad line `{line}`") };
+        Ok((id, at.parse()?))
+    };
+    list.lines().map(line).collect()
 }

@@ -82,7 +82,7 @@ fn distinct<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
     found
 }
 
-const CONTEST: [Column; 12] = [
+const CONTEST: [Column; 14] = [
     ("deliveries_per_second", "deliveries/s", 0),
     ("rows_per_second", "rows stored/s", 0),
     ("core_percent", "% of a core", 2),
@@ -94,6 +94,8 @@ const CONTEST: [Column; 12] = [
     ("rss_peak_mb", "RSS peak, MB", 0),
     ("p50_ms", "p50, ms", 0),
     ("p99_ms", "p99, ms", 0),
+    ("claim_ms", "a claim, ms", 1),
+    ("scrape_ms", "/metrics, ms", 1),
     ("sent_twice", "sent twice", 0),
 ];
 
