@@ -59,6 +59,11 @@ impl Session {
             Some(id) => stored(&mut snapshot, &s, id)?,
             None => None,
         };
+        // Whoever asks with a place wants to know what stands there.
+        let asked = match (transaction_id, &transaction) {
+            (None, Some(transaction)) => format!("{asked} ({})", transaction.id),
+            _ => asked,
+        };
         let mentions = match (transaction_id, &transaction) {
             (Some(id), None) => snapshot.query(&s.mentions, &[&id.as_bytes()])?.iter().map(|row| rejected(row, 0)).collect(),
             _ => Vec::new(),
@@ -108,6 +113,7 @@ fn stored(snapshot: &mut Transaction<'_>, s: &Statements, transaction_id: &str) 
     let claims = snapshot.query_one(&s.claims, &[&id])?;
     let accepted = |row: &Row, at: usize| row.get::<_, Option<_>>(at).zip(row.get::<_, Option<i32>>(at + 1));
     Ok(Some(Stored {
+        id: transaction_id.to_owned(),
         received_at: row.get(5),
         open: open(&row),
         dead: row.get::<_, Option<_>>(15).map(|at| Dead {
