@@ -174,7 +174,7 @@ checks() {
   ok 'the package installs, and starts and enables nothing' '
     dpkg -i /srv/0.deb && [ -z "$(systemctl list-units --no-legend "txrelay@*")" ] && ! ls /etc/systemd/system/*.wants/txrelay@*'
   ok 'its user is made, without a shell' 'getent passwd txrelay | grep -q nologin'
-  ok 'its one configuration file is the example' '[ "$(dpkg-query -W -f "\${Conffiles}" txrelay | awk "{ print \$1 }")" = /etc/txrelay/txrelay.toml.example ]'
+  ok 'its one configuration file is the example' '[ "$(dpkg-query -W -f "\${Conffiles}" txrelay | awk "NF { print \$1 }")" = /etc/txrelay/txrelay.toml.example ]'
   ok 'the command is there, with its manual and documents' '
     txrelay --version && dpkg -L txrelay | grep -qx /usr/share/man/man5/txrelay.toml.5.gz && dpkg -L txrelay | grep -qx /usr/share/doc/txrelay/security.md'
   ok 'the unit verifies' 'out=$(systemd-analyze verify --man=no "$unit" 2>&1); echo "$out"; [ -z "$out" ]'
