@@ -205,6 +205,19 @@ pub struct Pause {
     pub reason: Option<String>,
 }
 
+impl Pause {
+    /// Since when, by whom, why and until when.
+    pub fn words(&self, now: SystemTime) -> String {
+        let by = self.by.as_ref().map_or_else(String::new, |by| format!(" by {by}"));
+        let why = self.reason.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
+        let until = match self.until {
+            Some(until) => format!("until {}", both(until, now)),
+            None => "until somebody says `txrelay resume`".to_owned(),
+        };
+        format!("delivering is paused since {}{by}{why}, {until}", both(self.since, now))
+    }
+}
+
 /// The gate is shut.
 #[derive(Debug, Clone)]
 pub struct Gate {
@@ -377,14 +390,7 @@ fn is_open(facts: &Facts, transaction: &Transaction, open: &Open) -> (Reason, St
     let lapsed =
         if open.leased { "; its lease ran out before its outcome was written, so nobody knows whether it was sent" } else { "" };
     if let Some(pause) = &facts.pause {
-        let by = pause.by.as_ref().map_or_else(String::new, |by| format!(" by {by}"));
-        let why = pause.reason.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
-        let until = match pause.until {
-            Some(until) => format!("until {}", both(until, now)),
-            None => "until somebody says `txrelay resume`".to_owned(),
-        };
-        let since = both(pause.since, now);
-        return (Reason::Paused, format!("waits because delivering is paused since {since}{by}{why}, {until}{lapsed}{so_far}"));
+        return (Reason::Paused, format!("waits because {}{lapsed}{so_far}", pause.words(now)));
     }
     if let Some((reason, what)) = gate_is_shut(facts) {
         return (reason, format!("{what}{lapsed}{so_far}"));

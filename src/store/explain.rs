@@ -71,8 +71,6 @@ impl Session {
         let read_to = snapshot.query(&s.positions, &[])?.iter().map(reached).collect();
         let row = snapshot.query_one(&s.pipeline, &[])?;
         snapshot.rollback()?;
-        let paused: Option<_> = row.get(1);
-        let pause = paused.map(|since| Pause { since, until: row.get(2), by: row.get(3), reason: row.get(4) });
         Ok(Facts {
             now: row.get(0),
             asked,
@@ -80,13 +78,19 @@ impl Session {
             place,
             mentions,
             read_to,
-            pause,
+            pause: pause(&row),
             gate: gate(&row),
             processes: row.get(5),
             last_heard: row.get(6),
             give_up_after,
             kept,
         })
+    }
+
+    /// Whether delivering is paused, by whom and why.
+    pub fn paused(&mut self) -> Result<Option<Pause>, StoreError> {
+        let pipeline = self.prepare(&EXPLAIN_PIPELINE)?;
+        Ok(pause(&self.client.query_one(&pipeline, &[])?))
     }
 
     fn explain_statements(&mut self) -> Result<Statements, StoreError> {
@@ -103,6 +107,12 @@ impl Session {
             newest: self.prepare(&NEWEST_ID)?,
         })
     }
+}
+
+/// Out of a row of [`EXPLAIN_PIPELINE`].
+fn pause(row: &Row) -> Option<Pause> {
+    let since: Option<_> = row.get(1);
+    since.map(|since| Pause { since, until: row.get(2), by: row.get(3), reason: row.get(4) })
 }
 
 fn stored(snapshot: &mut Transaction<'_>, s: &Statements, transaction_id: &str) -> Result<Option<Stored>, StoreError> {
