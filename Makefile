@@ -1,6 +1,6 @@
 # Each target sets up what it needs on a fresh Debian or Ubuntu and says what it installs. Nothing of the system is started.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-postgres test-clients test-long test-systemd lint bench bench-herd bench-peers install build
+.PHONY: help demo test test-postgres test-clients test-long test-systemd lint bench bench-herd bench-peers install deb build
 
 # Outside the clone, so that a fresh clone finds what was built before.
 cache := $(or $(TXRELAY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/txrelay)
@@ -13,6 +13,9 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 # What is installed; built first where it is not named.
 BINARY ?=
+# Where the package goes, and its version where it is not that of debian/changelog.
+DEST ?= $(CARGO_TARGET_DIR)/deb
+DEB_VERSION ?=
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -72,7 +75,7 @@ lint: ## fmt, clippy, every feature set, licences and advisories, shellcheck
 	@if cargo deny --version >/dev/null 2>&1; then \
 	  set -x; cargo fetch --locked && cargo deny --offline check bans licenses sources; \
 	else echo "cargo deny: skipped, cargo-deny is not installed (deny.toml says what it would check)"; fi
-	shellcheck -x tests/bed/*.sh benches/*.sh benches/peers/*.sh .ci/run
+	shellcheck -x tests/bed/*.sh benches/*.sh benches/peers/*.sh .ci/run debian/txrelay.p*
 
 bench: ## deliveries/s, CPU, commits, WAL, RSS, latency, growth, and restarts after kill -9 (ARGS=--quick)
 	@benches/run.sh $(ARGS)
@@ -97,9 +100,20 @@ install: $(if $(BINARY),,build) ## binary, unit, example configuration, document
 	install -D -m 644 systemd/txrelay.sysusers '$(DESTDIR)$(PREFIX)/lib/sysusers.d/txrelay.conf'
 	install -D -m 644 etc/txrelay.toml $(DESTDIR)/etc/txrelay/txrelay.toml.example
 	install -D -m 644 etc/txrelay.toml $(DESTDIR)$(PREFIX)/share/doc/txrelay/txrelay.toml
-	for doc in README.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE docs/commands.md docs/kafka-clients.md docs/operating.md; do \
+	for doc in README.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE docs/commands.md docs/kafka-clients.md docs/operating.md docs/security.md; do \
 	  install -D -m 644 $$doc $(DESTDIR)$(PREFIX)/share/doc/txrelay/$${doc##*/} || exit 1; done
 	for page in docs/runbook/*.md; do \
 	  install -D -m 644 $$page $(DESTDIR)$(PREFIX)/share/doc/txrelay/runbook/$${page##*/} || exit 1; done
 	for file in rules.yml alerts.yml dashboards/txrelay.json; do \
 	  install -D -m 644 mixin/$$file $(DESTDIR)$(PREFIX)/share/txrelay/mixin/$$file || exit 1; done
+
+# What is installed above, as a package; made in a copy of debian/, so that nothing is written into the clone.
+deb: $(if $(BINARY),,build) ## a Debian package of the release build; starts nothing, here or where it is installed (DEST= where it goes)
+	@tests/bed/setup.sh --deb
+	rm -rf '$(DEST)/build' && mkdir -p '$(DEST)/build' && cp -r debian '$(DEST)/build/'
+	[ -z '$(DEB_VERSION)' ] || sed -i '1s/(.*)/($(DEB_VERSION))/' '$(DEST)/build/debian/changelog'
+	cd '$(DEST)/build' && SOURCE='$(CURDIR)' DEST='$(DEST)' BINARY='$(abspath $(or $(BINARY),$(CARGO_TARGET_DIR)/release/txrelay))' debian/rules binary
+	rm -rf '$(DEST)/build'
+	@if command -v lintian >/dev/null; then set -x; lintian -E --pedantic --allow-root --fail-on error '$(DEST)'/txrelay_*.deb; \
+	else echo "lintian: skipped, it is not installed"; fi
+	@ls -l '$(DEST)'/txrelay_*.deb

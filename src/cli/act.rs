@@ -5,7 +5,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::{Exit, complain, connect, load_to_connect, ready, say, store_failed, unknown, when};
+use super::{Exit, complain, connect, load_to_connect, non_empty, ready, say, store_failed, unknown, when};
 use crate::config::{Config, visible};
 use crate::core::times::{both, rough};
 use crate::store::{DeadFilter, Found, Session, Standing, StoreError, Trace};
@@ -27,7 +27,7 @@ pub(super) struct Common {
 #[derive(Debug, clap::Args)]
 pub(super) struct RetryArgs {
     /// Transactions by their ids
-    #[arg(value_name = "ID", required_unless_present = "state", conflicts_with = "state")]
+    #[arg(value_name = "ID", required_unless_present = "state", conflicts_with = "state", value_parser = non_empty())]
     ids: Vec<String>,
     /// All that are in this state
     #[arg(long, value_parser = ["dead"])]
@@ -54,7 +54,7 @@ pub(super) struct RetryArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct ResolveArgs {
     /// Transactions by their ids
-    #[arg(value_name = "ID", required = true)]
+    #[arg(value_name = "ID", required = true, value_parser = non_empty())]
     ids: Vec<String>,
     /// Why; kept with each
     #[arg(long, value_name = "TEXT")]
@@ -260,7 +260,7 @@ pub(super) fn described(
             rough(Duration::from_secs((count / rate).max(1).unsigned_abs()))
         ));
     } else {
-        text.push_str("; nothing is being delivered at this moment (txrelay status says why)");
+        text.push_str("; nothing is being delivered at this moment, so how long they take cannot be said");
     }
     Ok(text)
 }

@@ -27,7 +27,10 @@ fn commands(text: &str) -> Vec<&str> {
 
 /// With something of the right kind where a reader fills in.
 fn filled(command: &str) -> Vec<String> {
-    let words = command.split_whitespace().skip_while(|word| *word != "txrelay");
+    let words: Vec<&str> = command.split_whitespace().collect();
+    // The last one: the user of `sudo -u` may have the same name.
+    let begin = words.iter().rposition(|word| *word == "txrelay").unwrap_or(0);
+    let words = words.into_iter().skip(begin);
     // `[--json]` may be given; a number stands for N, which is no number itself.
     words.map(|word| if word == "N" { "7" } else { word.trim_matches(['[', ']']) }.to_owned()).collect()
 }

@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use super::act::{Common, Plan, run, who};
-use super::{Exit, complain};
+use super::{Exit, complain, non_empty};
 use crate::config::visible;
 use crate::store::Standing;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct EraseArgs {
     /// Transactions by their ids
-    #[arg(value_name = "ID", required = true)]
+    #[arg(value_name = "ID", required = true, value_parser = non_empty())]
     ids: Vec<String>,
     /// Why; kept with each
     #[arg(long, value_name = "TEXT")]

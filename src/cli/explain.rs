@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::{Exit, look, say};
+use super::{Exit, look, non_empty, say};
 use crate::config::visible;
 use crate::core::explain::explain as decide;
 use crate::store::Coordinates;
@@ -12,7 +12,7 @@ use crate::store::Coordinates;
 #[derive(Debug, clap::Args)]
 pub(super) struct ExplainArgs {
     /// The transaction's id
-    #[arg(required_unless_present = "at")]
+    #[arg(required_unless_present = "at", value_parser = non_empty())]
     id: Option<String>,
     /// Where its producer says that it stands in Kafka
     #[arg(long, value_name = "TOPIC/PARTITION/OFFSET", value_parser = coordinates)]

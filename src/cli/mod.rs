@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand};
@@ -92,7 +93,10 @@ pub fn main() -> ExitCode {
             return exit.into();
         }
     };
-    args.command.carry_out(&file, &args.set).into()
+    match args.command.carry_out(&file, &args.set) {
+        Exit::Done if UNWRITTEN.load(Ordering::Relaxed) => Exit::Failed.into(),
+        exit => exit.into(),
+    }
 }
 
 impl Command {
@@ -330,6 +334,10 @@ fn who_may_read(file: &Path) -> Option<String> {
     if metadata.mode() & 0o040 == 0 {
         return Some("only its owner may; use sudo".to_owned());
     }
+    // Nobody should join that one.
+    if metadata.gid() == 0 {
+        return Some("only root may; use sudo, or give it to group txrelay (chgrp txrelay)".to_owned());
+    }
     let groups = fs::read_to_string("/etc/group").unwrap_or_default();
     let group = group_name(&groups, metadata.gid()).unwrap_or_else(|| metadata.gid().to_string());
     Some(format!("members of group {group} may; use sudo, or join it (usermod -aG {group} USER) and log in again"))
@@ -347,8 +355,21 @@ fn group_name(groups: &str, gid: u32) -> Option<String> {
 /// [`load`] for a command that a person runs on PostgreSQL alone: a password of the operator's own takes the place of the
 /// file's, and the secrets of the service and of Kafka are left alone. He may not be able to read any of them.
 fn load_to_connect(file: &Path, sets: &[String]) -> Result<Config, Exit> {
+    load_without(file, sets, config::SERVICE_FILES.iter().chain(&config::KAFKA_FILES))
+}
+
+/// The same for a command that also asks Kafka: it needs Kafka's certificates and password.
+fn load_to_ask_kafka(file: &Path, sets: &[String]) -> Result<Config, Exit> {
+    load_without(file, sets, config::SERVICE_FILES.iter())
+}
+
+fn load_without<'a>(
+    file: &Path,
+    sets: &[String],
+    left_alone: impl Iterator<Item = &'a (&'static str, &'static str)>,
+) -> Result<Config, Exit> {
     let mut sets = with_own_password(sets);
-    sets.extend(config::SERVICE_FILES.iter().chain(&config::KAFKA_FILES).map(|(key, nothing)| format!("{key}={nothing}")));
+    sets.extend(left_alone.map(|(key, nothing)| format!("{key}={nothing}")));
     load(file, &sets)
 }
 
@@ -437,9 +458,20 @@ fn store_failed(error: &StoreError) -> Exit {
     }
 }
 
+/// Whether data could not be written: a full disk. It is said once, and no such command ends as done.
+static UNWRITTEN: AtomicBool = AtomicBool::new(false);
+
 /// Data, for stdout. A closed pipe (`| head`) is no failure of ours.
 fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let done = writeln!(std::io::stdout(), "{text}");
+    if !UNWRITTEN.load(Ordering::Relaxed) && printed(done) == Exit::Failed {
+        UNWRITTEN.store(true, Ordering::Relaxed);
+    }
+}
+
+/// An id on the command line.
+fn non_empty() -> clap::builder::NonEmptyStringValueParser {
+    clap::builder::NonEmptyStringValueParser::new()
 }
 
 /// Everything else, for stderr.

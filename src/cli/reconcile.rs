@@ -8,7 +8,7 @@ mod show;
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::{Exit, complain, connect, load_to_connect, say, store_failed};
+use super::{Exit, complain, connect, load_to_ask_kafka, say, store_failed};
 use crate::config::Config;
 use crate::core::audit::{Audit, LifeId, Outcome, Problem};
 use crate::core::ledger::Imbalances;
@@ -60,7 +60,7 @@ struct Report {
 
 /// Exit status 0 only if nothing is wrong; 69 where Kafka could not be asked, and the rest is right.
 pub(super) fn reconcile(file: &Path, sets: &[String], args: &ReconcileArgs) -> Exit {
-    let config = match load_to_connect(file, sets) {
+    let config = match load_to_ask_kafka(file, sets) {
         Ok(config) => config,
         Err(exit) => return exit,
     };

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::{Exit, complain, json as values, look, say, unknown};
+use super::{Exit, complain, json as values, look, non_empty, say, unknown};
 use crate::config::visible;
 use crate::core::times::both;
 use crate::store::{AttemptRow, RejectedRef, RepeatRow, Shown};
@@ -14,6 +14,7 @@ use crate::store::{AttemptRow, RejectedRef, RepeatRow, Shown};
 #[derive(Debug, clap::Args)]
 pub(super) struct ShowArgs {
     /// The transaction's id
+    #[arg(value_parser = non_empty())]
     id: String,
     /// As one JSON object, with the whole payload
     #[arg(long)]

@@ -81,8 +81,10 @@ fn in_toml(config: &Config) -> String {
         let (in_table, name) = path.rsplit_once('.').unwrap_or(("", path));
         if in_table != table {
             table = in_table;
-            out.push_str(&format!("\n[{table}]\n"));
+            out.push_str(&format!("\n{}[{table}]\n", if is_off(config, table) { "#" } else { "" }));
         }
+        // Tables whose being there switches something on must not do so when this is read again.
+        let name = if is_off(config, in_table) { format!("# {name}") } else { name.to_owned() };
         let said = match source {
             Source::Default => "default".to_owned(),
             Source::File(line) => format!("line {line}"),
@@ -90,10 +92,18 @@ fn in_toml(config: &Config) -> String {
         };
         match value {
             Some(value) => out.push_str(&format!("{:<52} # {said}\n", format!("{name} = {}", visible(&value)))),
-            None => out.push_str(&format!("{:<52} # not given\n", format!("# {name}"))),
+            None => out.push_str(&format!("{:<52} # not given\n", format!("# {}", name.trim_start_matches("# ")))),
         }
     }
     out
+}
+
+fn is_off(config: &Config, table: &str) -> bool {
+    match table {
+        "kafka.tls" => config.kafka.tls.is_none(),
+        "kafka.sasl" => config.kafka.sasl.is_none(),
+        _ => false,
+    }
 }
 
 fn in_json(config: &Config) -> String {
@@ -115,6 +125,12 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::config::tests::Folder;
+
+    fn file_with_tls(folder: &Folder) -> std::path::PathBuf {
+        let text = "kafka.brokers = [\"kafka-1:9092\"]\nkafka.topics = [\"payments\"]\npostgres.url = \"postgresql://txrelay@a/db\"\n\
+                    downstream.url = \"https://ledger.internal/\"\n[kafka.tls]\n";
+        folder.write("secured.toml", text)
+    }
 
     #[test]
     fn every_value_comes_with_its_source_and_no_secret() {
@@ -144,6 +160,14 @@ downstream.headers = { "X-Source" = "hunter2" }
         }
         // What is shown can be read again, but for what is masked.
         assert!(text.parse::<toml::Table>().is_ok(), "{text}");
+        let again = config::load(
+            &folder.write("payments.toml", &text.replace("https://ledger.internal/***", "https://ledger.internal/")),
+            &[],
+        );
+        let again = again.expect("loads");
+        assert!(again.kafka.tls.is_none() && again.kafka.sasl.is_none(), "nothing is switched on by it: {text}");
+        let secured = config::load(&file_with_tls(&folder), &[]).expect("loads");
+        assert!(in_toml(&secured).lines().any(|line| line == "[kafka.tls]"));
         let json: serde_json::Value = serde_json::from_str(&in_json(&config)).expect("JSON");
         assert_eq!(json["keys"]["downstream.url"]["line"], 5);
         assert!(!json.to_string().contains("hunter2"));

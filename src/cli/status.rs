@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Exit, look, say};
+use super::{Exit, json as values, look, say};
+use crate::config::visible;
+use crate::core::explain::Pause;
 use crate::core::ledger::Imbalances;
 use crate::core::times::rough;
 use crate::store::{ProcessRow, Status, status as read};
@@ -16,9 +18,14 @@ const AUDIT_IS_OLD: f64 = 3.0 * 86_400.0;
 
 /// One screen, or one JSON object. Exit status 1 when something stands still, is wrong, or a process is silent.
 pub(super) fn status(file: &Path, sets: &[String], as_json: bool) -> Exit {
-    look(file, sets, "status", |config, session, _| {
+    look(file, sets, "status", |config, session, now| {
         let status = read(session)?;
-        let text = if as_json { in_json(&config.name, &status) } else { on_a_screen(&config.name, &status) };
+        let pause = session.paused()?;
+        let text = if as_json {
+            in_json(&config.name, &status, pause.as_ref())
+        } else {
+            on_a_screen(&config.name, &status, pause.map(|pause| visible(&pause.words(now))))
+        };
         say(text.trim_end());
         let all_well = status.schema_fault.is_none()
             && status.gauges.imbalances() == Imbalances::default()
@@ -28,7 +35,7 @@ pub(super) fn status(file: &Path, sets: &[String], as_json: bool) -> Exit {
     })
 }
 
-fn on_a_screen(name: &str, status: &Status) -> String {
+fn on_a_screen(name: &str, status: &Status, pause: Option<String>) -> String {
     let mut out = format!("pipeline {name}\n");
     let mut line = |what: &str, text: String| {
         let _ = writeln!(out, "  {what:<12} {text}");
@@ -54,8 +61,8 @@ fn on_a_screen(name: &str, status: &Status) -> String {
     if let Some(age) = status.gauges.audit_whole_age.filter(|age| *age > AUDIT_IS_OLD) {
         line("audit", format!("everything was last audited {} ago, which should be once a day while the daemon runs", ago(age)));
     }
-    if status.gauges.paused {
-        line("paused", "delivering is paused".to_owned());
+    if let Some(pause) = pause {
+        line("paused", pause);
     }
     if let Some(fault) = &status.schema_fault {
         line("schema", fault.clone());
@@ -98,7 +105,9 @@ fn gate(process: &ProcessRow) -> String {
     format!("shut{since}{next}")
 }
 
-fn in_json(name: &str, status: &Status) -> String {
+fn in_json(name: &str, status: &Status, pause: Option<&Pause>) -> String {
+    let pause = pause
+        .map(|p| json!({ "since": values::time(Some(p.since)), "until": values::time(p.until), "by": p.by, "reason": p.reason }));
     let states: serde_json::Map<String, serde_json::Value> =
         status.gauges.states().into_iter().map(|(state, n)| (state.to_owned(), n.into())).collect();
     let imbalances: serde_json::Map<String, serde_json::Value> =
@@ -120,6 +129,7 @@ fn in_json(name: &str, status: &Status) -> String {
         "oldest_open_age_seconds": status.gauges.oldest_open_age,
         "oldest_due_age_seconds": status.gauges.oldest_due_age,
         "paused": status.gauges.paused,
+        "pause": pause,
         "ledger_imbalance": imbalances,
         "findings": status.findings.iter().map(crate::store::Finding::words).collect::<Vec<_>>(),
         "schema_fault": status.schema_fault,

@@ -55,6 +55,8 @@ pub(super) struct Written {
     bad: BTreeSet<&'static str>,
     /// Where the tables' headers are, for keys that are missing.
     tables: BTreeMap<String, At>,
+    /// Tables without a header: their keys are written with dots, `kafka.topics = ...`.
+    dotted: BTreeSet<String>,
     pub problems: Vec<Problem>,
 }
 
@@ -66,10 +68,11 @@ impl Written {
         let lines = Lines(text);
         let mut broken = BTreeSet::new();
         for error in &errors {
-            let at = lines.at(error.span().map_or(text.len(), |s| s.start));
+            let start = error.span().map_or(text.len(), |s| s.start);
+            let at = lines.at(start);
             // One slip makes several errors of the parser; the first one of a line says it.
             if broken.insert(line_of(at)) {
-                written.report(at, "", syntax(error.message()));
+                written.report(at, "", if is_bare_word(text, start) { UNQUOTED } else { syntax(error.message()) });
             }
         }
         let n_syntax = written.problems.len();
@@ -164,6 +167,10 @@ impl Written {
                 (Some(key), value_) => self.take(key, value_, lines.at(value.span().start), &|start| lines.at(start)),
                 (None, DeValue::Table(inner)) if keys::is_table(&path) => {
                     self.tables.insert(path.clone(), at);
+                    let before = lines.0.get(..name.span().start).unwrap_or_default();
+                    if !before.trim_end().ends_with(['[', '.']) {
+                        self.dotted.insert(path.clone());
+                    }
                     self.walk(inner, &path, lines);
                 }
                 (None, _) if keys::is_table(&path) => {
@@ -237,6 +244,7 @@ impl Written {
                 let (table, name) = key.path.split_once('.').expect("required keys stand in tables");
                 let at = self.tables.get(table).copied().unwrap_or(At::Line(1, 1));
                 let place = if self.tables.contains_key(table) { String::new() } else { format!(" under [{table}]") };
+                let name = if self.dotted.contains(table) { key.path } else { name };
                 self.refuse(key.path, at, format!("is missing: write{place} a line such as {name} = {example}"));
             }
         }
@@ -330,13 +338,22 @@ fn unknown(path: &str) -> String {
     }
 }
 
+const UNQUOTED: &str = "a value must stand after the =, text in quotes: key = \"text\"";
+
+/// Whether a word without quotes begins there, as a value. Of some the parser thinks that they want to be a number: `info` begins
+/// as infinity does.
+fn is_bare_word(text: &str, start: usize) -> bool {
+    let (Some(before), Some(after)) = (text.get(..start), text.get(start..)) else { return false };
+    before.trim_end_matches([' ', '\t']).ends_with('=') && after.starts_with(|c: char| c.is_ascii_alphabetic())
+}
+
 /// Our own words for what the TOML parser found: some of its messages repeat what stands in the file.
 fn syntax(message: &str) -> &'static str {
     let found = |what: &str| message.starts_with(what);
     if found("duplicate key") {
         "this key or table is already given further up, keep one of them"
     } else if found("string values must be quoted") || found("missing opening quote") {
-        "a value must stand after the =, text in quotes: key = \"text\""
+        UNQUOTED
     } else if found("invalid basic string") || found("invalid literal string") {
         "text that is not closed by its quote, or holds what must be escaped; in '...' nothing is"
     } else if found("missing comma") || found("unclosed array") {

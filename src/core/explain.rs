@@ -5,6 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use super::text::shell_word;
 use super::times::{absolute, both, relative, rough};
 
 /// Everything that decides.
@@ -39,6 +40,8 @@ pub struct Facts {
 /// A stored transaction.
 #[derive(Debug, Clone)]
 pub struct Transaction {
+    /// `tx.transaction_id`
+    pub id: String,
     /// When it was stored.
     pub received_at: SystemTime,
     /// Open work.
@@ -202,6 +205,19 @@ pub struct Pause {
     pub reason: Option<String>,
 }
 
+impl Pause {
+    /// Since when, by whom, why and until when.
+    pub fn words(&self, now: SystemTime) -> String {
+        let by = self.by.as_ref().map_or_else(String::new, |by| format!(" by {by}"));
+        let why = self.reason.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
+        let until = match self.until {
+            Some(until) => format!("until {}", both(until, now)),
+            None => "until somebody says `txrelay resume`".to_owned(),
+        };
+        format!("delivering is paused since {}{by}{why}, {until}", both(self.since, now))
+    }
+}
+
 /// The gate is shut.
 #[derive(Debug, Clone)]
 pub struct Gate {
@@ -230,6 +246,8 @@ pub enum Reason {
     NoRecord,
     /// Retention has deleted it.
     Purged,
+    /// It repeats a transaction byte for byte.
+    Duplicate,
     /// The service has accepted it.
     Delivered,
     /// The same, and an answer that came too late says that it got it twice.
@@ -260,7 +278,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 20] = [
+    pub const ALL: [Reason; 21] = [
         Self::NotSeen,
         Self::NotReadYet,
         Self::BeforeStart,
@@ -268,6 +286,7 @@ impl Reason {
         Self::LostInKafka,
         Self::NoRecord,
         Self::Purged,
+        Self::Duplicate,
         Self::Delivered,
         Self::DeliveredTwice,
         Self::Resolved,
@@ -293,6 +312,7 @@ impl Reason {
             Self::LostInKafka => "lost_in_kafka",
             Self::NoRecord => "no_record",
             Self::Purged => "purged",
+            Self::Duplicate => "duplicate",
             Self::Delivered => "delivered",
             Self::DeliveredTwice => "delivered_twice",
             Self::Resolved => "resolved",
@@ -337,7 +357,7 @@ fn stored(facts: &Facts, transaction: &Transaction) -> (Reason, String) {
         return is_open(facts, transaction, open);
     }
     if let Some(dead) = &transaction.dead {
-        return (Reason::Dead, is_dead(facts, dead));
+        return (Reason::Dead, is_dead(facts, transaction, dead));
     }
     let erased = transaction.erased.as_ref().map(|act| format!("; its content was {}", by(act, "erased", now)));
     let also = erased.as_deref().unwrap_or_default();
@@ -370,14 +390,7 @@ fn is_open(facts: &Facts, transaction: &Transaction, open: &Open) -> (Reason, St
     let lapsed =
         if open.leased { "; its lease ran out before its outcome was written, so nobody knows whether it was sent" } else { "" };
     if let Some(pause) = &facts.pause {
-        let by = pause.by.as_ref().map_or_else(String::new, |by| format!(" by {by}"));
-        let why = pause.reason.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
-        let until = match pause.until {
-            Some(until) => format!("until {}", both(until, now)),
-            None => "until somebody says `txrelay resume`".to_owned(),
-        };
-        let since = both(pause.since, now);
-        return (Reason::Paused, format!("waits because delivering is paused since {since}{by}{why}, {until}{lapsed}{so_far}"));
+        return (Reason::Paused, format!("waits because {}{lapsed}{so_far}", pause.words(now)));
     }
     if let Some((reason, what)) = gate_is_shut(facts) {
         return (reason, format!("{what}{lapsed}{so_far}"));
@@ -424,8 +437,8 @@ fn in_hand(open: &Open, now: SystemTime) -> (Reason, String) {
     (Reason::InFlight, format!("is in the hands of {who} for attempt {}, until {until} at the latest", open.attempt))
 }
 
-fn is_dead(facts: &Facts, dead: &Dead) -> String {
-    let id = &facts.asked;
+fn is_dead(facts: &Facts, transaction: &Transaction, dead: &Dead) -> String {
+    let id = shell_word(&transaction.id);
     let error = dead.error.as_ref().map_or_else(String::new, |error| format!(", \"{error}\""));
     let answer = dead.http_status.map_or_else(|| "without an answer".to_owned(), |status| format!("with HTTP {status}"));
     let why = match dead.reason.as_str() {
@@ -437,7 +450,7 @@ fn is_dead(facts: &Facts, dead: &Dead) -> String {
         ),
     };
     format!(
-        "is dead since {}: {why}; `txrelay retry {id}` sends it again, `txrelay resolve {id} --reason TEXT` closes it",
+        "is dead since {}: {why}; `txrelay retry {id}` sends it again, `txrelay resolve --reason TEXT {id}` closes it",
         both(dead.at, facts.now)
     )
 }
@@ -493,7 +506,10 @@ fn at_place(facts: &Facts, place: &Place) -> (Reason, String) {
         Place::Gap(reason) => (Reason::LostInKafka, format!("was lost in Kafka before it could be read: {reason}")),
         Place::Skipped => (Reason::NoRecord, "holds no record: a transaction marker, or an aborted or compacted record".to_owned()),
         Place::Purged | Place::Duplicate(None) => (Reason::Purged, "was deleted by retention: it was delivered or resolved".to_owned()),
-        Place::Duplicate(Some(id)) => (Reason::Delivered, format!("repeats {id} byte for byte; ask for that")),
+        Place::Duplicate(Some(id)) => {
+            let word = shell_word(id);
+            (Reason::Duplicate, format!("repeats {id} byte for byte and is not sent by itself; `txrelay explain {word}` says how that stands"))
+        },
         Place::Transaction | Place::Nowhere => {
             (Reason::Unaccounted, "was read and is nowhere: rows have been changed by hand or lost; run `txrelay reconcile`, and keep this database as it is".to_owned())
         }
@@ -506,7 +522,7 @@ fn rejected_as(rejected: &Rejected, now: SystemTime) -> String {
     let then = if *resolved {
         "a person has closed it".to_owned()
     } else {
-        format!("`txrelay rejected retry {id}` looks again, `txrelay rejected resolve {id}` closes it")
+        format!("`txrelay rejected retry {id}` looks again, `txrelay rejected resolve {id} --reason TEXT` closes it")
     };
     format!("rejected record {id} ({place}), read {}: {reason}{detail}; {then}", both(*received_at, now))
 }

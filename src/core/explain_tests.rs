@@ -26,6 +26,7 @@ fn facts() -> Facts {
 
 fn stored() -> Transaction {
     Transaction {
+        id: "p-1".to_owned(),
         received_at: at(10),
         open: None,
         dead: None,
@@ -185,7 +186,13 @@ fn what_is_finished_says_how() {
         of(|_, t| t.dead = Some(Dead { at: at(11), reason, http_status: Some(400), attempts: 1, error }))
     };
     check(dead("refused"), Reason::Dead, &["the service refused it with HTTP 400, \"no such account\"", "`txrelay retry p-1`"]);
-    check(dead("gave_up"), Reason::Dead, &["its own failures have lasted 3 d 0 h", "`txrelay resolve p-1 --reason TEXT`"]);
+    check(dead("gave_up"), Reason::Dead, &["its own failures have lasted 3 d 0 h", "`txrelay resolve --reason TEXT p-1`"]);
+    // An id that is no plain word comes as one, for whoever copies the command.
+    let odd = of(|_, t| {
+        t.id = "x; reboot".to_owned();
+        t.dead = Some(Dead { at: at(11), reason: "refused".to_owned(), http_status: Some(400), attempts: 1, error: None });
+    });
+    check(odd, Reason::Dead, &["`txrelay retry 'x; reboot'`"]);
     check(of(|_, _| {}), Reason::Unaccounted, &["neither open nor finished", "`txrelay reconcile`"]);
 }
 
@@ -217,7 +224,11 @@ fn what_is_not_stored_says_what_is_known() {
     check(at_place(Place::Skipped), Reason::NoRecord, &["marker"]);
     check(at_place(Place::Purged), Reason::Purged, &["deleted by retention"]);
     check(at_place(Place::Duplicate(None)), Reason::Purged, &["deleted by retention"]);
-    check(at_place(Place::Duplicate(Some("p-0".to_owned()))), Reason::Delivered, &["repeats p-0 byte for byte"]);
+    check(
+        at_place(Place::Duplicate(Some("p-0".to_owned()))),
+        Reason::Duplicate,
+        &["repeats p-0 byte for byte", "`txrelay explain p-0`"],
+    );
     check(at_place(Place::Nowhere), Reason::Unaccounted, &["is nowhere", "`txrelay reconcile`"]);
 }
 

@@ -25,10 +25,38 @@ pub fn clean_text(bytes: &[u8], max_bytes: usize) -> String {
     text
 }
 
+/// A text as one word of a command line that somebody may copy into a shell: an id may hold anything, a command too.
+pub fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c);
+    let is_option = text.starts_with('-');
+    match text {
+        _ if !text.is_empty() && !is_option && text.chars().all(plain) => text.to_owned(),
+        // A word that begins with - is an option unless `--` comes before.
+        _ if is_option => format!("-- '{}'", text.replace('\'', r"'\''")),
+        _ => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_id_is_one_word_of_a_shell_whatever_it_holds() {
+        for (text, word) in [
+            ("p-4711", "p-4711"),
+            ("a/b:c@d", "a/b:c@d"),
+            ("", "''"),
+            ("two words", "'two words'"),
+            ("x;reboot", "'x;reboot'"),
+            ("$(reboot)", "'$(reboot)'"),
+            ("it's", r"'it'\''s'"),
+            ("--state", "-- '--state'"),
+        ] {
+            assert_eq!(shell_word(text), word);
+        }
+    }
 
     #[test]
     fn whatever_a_service_answers_can_be_stored() {

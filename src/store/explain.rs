@@ -59,6 +59,11 @@ impl Session {
             Some(id) => stored(&mut snapshot, &s, id)?,
             None => None,
         };
+        // Whoever asks with a place wants to know what stands there.
+        let asked = match (transaction_id, &transaction) {
+            (None, Some(transaction)) => format!("{asked} ({})", transaction.id),
+            _ => asked,
+        };
         let mentions = match (transaction_id, &transaction) {
             (Some(id), None) => snapshot.query(&s.mentions, &[&id.as_bytes()])?.iter().map(|row| rejected(row, 0)).collect(),
             _ => Vec::new(),
@@ -66,8 +71,6 @@ impl Session {
         let read_to = snapshot.query(&s.positions, &[])?.iter().map(reached).collect();
         let row = snapshot.query_one(&s.pipeline, &[])?;
         snapshot.rollback()?;
-        let paused: Option<_> = row.get(1);
-        let pause = paused.map(|since| Pause { since, until: row.get(2), by: row.get(3), reason: row.get(4) });
         Ok(Facts {
             now: row.get(0),
             asked,
@@ -75,13 +78,19 @@ impl Session {
             place,
             mentions,
             read_to,
-            pause,
+            pause: pause(&row),
             gate: gate(&row),
             processes: row.get(5),
             last_heard: row.get(6),
             give_up_after,
             kept,
         })
+    }
+
+    /// Whether delivering is paused, by whom and why.
+    pub fn paused(&mut self) -> Result<Option<Pause>, StoreError> {
+        let pipeline = self.prepare(&EXPLAIN_PIPELINE)?;
+        Ok(pause(&self.client.query_one(&pipeline, &[])?))
     }
 
     fn explain_statements(&mut self) -> Result<Statements, StoreError> {
@@ -100,6 +109,12 @@ impl Session {
     }
 }
 
+/// Out of a row of [`EXPLAIN_PIPELINE`].
+fn pause(row: &Row) -> Option<Pause> {
+    let since: Option<_> = row.get(1);
+    since.map(|since| Pause { since, until: row.get(2), by: row.get(3), reason: row.get(4) })
+}
+
 fn stored(snapshot: &mut Transaction<'_>, s: &Statements, transaction_id: &str) -> Result<Option<Stored>, StoreError> {
     let Some(row) = snapshot.query_opt(&s.tx, &[&transaction_id])? else { return Ok(None) };
     let id: i64 = row.get(0);
@@ -108,6 +123,7 @@ fn stored(snapshot: &mut Transaction<'_>, s: &Statements, transaction_id: &str) 
     let claims = snapshot.query_one(&s.claims, &[&id])?;
     let accepted = |row: &Row, at: usize| row.get::<_, Option<_>>(at).zip(row.get::<_, Option<i32>>(at + 1));
     Ok(Some(Stored {
+        id: transaction_id.to_owned(),
         received_at: row.get(5),
         open: open(&row),
         dead: row.get::<_, Option<_>>(15).map(|at| Dead {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh [--lint|--systemd]: installs what building and the bed need on Debian or Ubuntu, and says what before it does. Quick when all
+# setup.sh [--lint|--systemd|--deb]: installs what building and the bed need on Debian or Ubuntu, and says what before it does. Quick when all
 # is there. It starts and reconfigures nothing of the system; in particular Debian's packages make no PostgreSQL cluster.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -31,6 +31,9 @@ have xz || need xz-utils # PostgreSQL's other versions
 have man || need man-db # the manual pages are held against it
 have systemd-analyze || need systemd # it is not started; tests hold the unit against it
 [ "${1:-}" != --lint ] || have shellcheck || need shellcheck
+if [ "${1:-}" = --systemd ] || [ "${1:-}" = --deb ]; then
+  have dh || need debhelper # the package is made with it
+fi
 if [ "${1:-}" = --systemd ]; then
   have systemd-nspawn || need systemd-container
   have mmdebstrap || need mmdebstrap

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# systemd.sh BINARY: boots a real systemd in a container, installs BINARY there with `make install`, and checks what systemd
-# makes of it. TAP on stdout, 1 when a check fails. Needs root and a cgroup v2 that can be mounted, and says so where they are
-# missing. The root file system is made once and kept in the cache; what happens in the container happens in an overlay on it.
-# Nothing is left on the host: the container has cgroups, mounts, processes and a network of its own.
+# systemd.sh BINARY: boots a real systemd in a container, installs a package of BINARY there, and checks what systemd makes of it,
+# up to the package's upgrade, removal and purge. TAP on stdout, 1 when a check fails. Needs root and a cgroup v2 that can be
+# mounted, and says so where they are missing. The root file system is made once and kept in the cache; what happens in the
+# container happens in an overlay on it. Nothing is left on the host: the container has cgroups, mounts, processes and a network
+# of its own.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=tests/bed/lib.sh
@@ -12,7 +13,7 @@ binary=${1:?which binary?}
 [ -x "$binary" ] || die "$binary is not there: build it first"
 binary=$(readlink -f "$binary")
 [ "$(id -u)" = 0 ] || die "needs root: it mounts, and boots a systemd (sudo make test-systemd)"
-for tool in systemd-nspawn mmdebstrap nsenter unshare pgrep findmnt; do
+for tool in systemd-nspawn mmdebstrap nsenter unshare pgrep findmnt dh; do
   have "$tool" || die "there is no $tool: run tests/bed/setup.sh --systemd"
 done
 
@@ -110,7 +111,12 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup || die "cgroup v2 cannot be mounted here
 mkdir -p /run/systemd
 mount -t tmpfs tmpfs /run/systemd
 
-make -s -C "$here/../.." install DESTDIR="$work/root" PREFIX=/usr BINARY="$binary" >/dev/null
+# Two releases of it, the first one made smaller: nobody looks for its symbols.
+strip -o "$work/txrelay" "$binary"
+for release in 0 1; do
+  step "make deb, release $release" env DPKG_DEB_COMPRESSOR_LEVEL=1 make -s -C "$here/../.." deb BINARY="$work/txrelay" DEST="$work/deb$release" DEB_VERSION="0.0.$release"
+  cp "$work/deb$release"/txrelay_*.deb "$work/root/srv/$release.deb"
+done
 
 # What the scripts in the container share. No PostgreSQL, no Kafka: it waits for them.
 # shellcheck disable=SC2016 # expanded in the container
@@ -165,8 +171,13 @@ ok() { # NAME SCRIPT
 checks() {
   ok 'the container boots' 'systemctl is-system-running --wait >/dev/null || [ "$(systemctl is-system-running)" = degraded ]'
   printf '# %s\n' "$(guest 'systemctl --version | head -n 1')"
-  ok 'its user is made, without a shell' 'systemd-sysusers && getent passwd txrelay | grep -q nologin'
-  ok 'the unit verifies' 'systemctl daemon-reload; out=$(systemd-analyze verify --man=no "$unit" 2>&1); echo "$out"; [ -z "$out" ]'
+  ok 'the package installs, and starts and enables nothing' '
+    dpkg -i /srv/0.deb && [ -z "$(systemctl list-units --no-legend "txrelay@*")" ] && ! ls /etc/systemd/system/*.wants/txrelay@*'
+  ok 'its user is made, without a shell' 'getent passwd txrelay | grep -q nologin'
+  ok 'its one configuration file is the example' '[ "$(dpkg-query -W -f "\${Conffiles}" txrelay | awk "NF { print \$1 }")" = /etc/txrelay/txrelay.toml.example ]'
+  ok 'the command is there, with its manual and documents' '
+    txrelay --version && dpkg -L txrelay | grep -qx /usr/share/man/man5/txrelay.toml.5.gz && dpkg -L txrelay | grep -qx /usr/share/doc/txrelay/security.md'
+  ok 'the unit verifies' 'out=$(systemd-analyze verify --man=no "$unit" 2>&1); echo "$out"; [ -z "$out" ]'
   ok 'its exposure is at most 1.2' 'systemd-analyze security --threshold=12 "$unit"'
   ok 'it starts, with a secret that only root can read' '
     mkdir -p /etc/txrelay/secrets "/etc/systemd/system/$unit.d"
@@ -212,7 +223,24 @@ checks() {
   ok 'a missing credential stops the start before it runs' '
     mv /etc/txrelay/secrets/demo.postgres /srv/; systemctl stop "$unit"; ! timeout 20 systemctl start "$unit"; systemctl stop "$unit"
     mv /srv/demo.postgres /etc/txrelay/secrets/; systemctl reset-failed "$unit"; systemctl start "$unit" && active'
+  ok 'an upgrade starts again what runs, and only that, and keeps what people wrote' '
+    echo "# mine" >>/etc/txrelay/txrelay.toml.example; id=$(cat /var/lib/txrelay/demo/instance); pid=$(p MainPID)
+    good && cp -p /etc/txrelay/demo.toml /etc/txrelay/other.toml && systemctl enable "$unit" txrelay@other.service
+    dpkg -i /srv/1.deb && soon active && [ "$pid" != "$(p MainPID)" ] && [ "$(dpkg-query -W -f "\${Version}" txrelay)" = 0.0.1 ] &&
+    ! systemctl is-active txrelay@other.service && grep -q "# mine" /etc/txrelay/txrelay.toml.example &&
+    [ "$id" = "$(cat /var/lib/txrelay/demo/instance)" ]'
   ok 'a clean stop is a success' 'systemctl stop "$unit" && [ "$(p Result):$(p ExecMainStatus):$(p ActiveState)" = success:0:inactive ]'
+  ok 'a removal stops it in order, and keeps its files and its state' '
+    systemctl start "$unit" && active && pid=$(p MainPID) && dpkg -r txrelay && ! [ -e "/proc/$pid" ] && ! [ -e /usr/bin/txrelay ] &&
+    [ -s /etc/txrelay/demo.toml ] && [ -s /etc/txrelay/txrelay.toml.example ] && [ -s /var/lib/txrelay/demo/instance ] &&
+    journalctl -b -u "$unit" -o cat --no-pager | tail -n 5 | grep -q "Deactivated successfully"'
+  ok 'installed once more it has its old name' '
+    id=$(cat /var/lib/txrelay/demo/instance); dpkg -i /srv/1.deb && ! active && systemctl start "$unit" && soon active &&
+    [ "$id" = "$(cat /var/lib/txrelay/demo/instance)" ]'
+  ok 'a purge leaves what people wrote, and nothing else' '
+    dpkg -P txrelay && ! active && ! [ -e /var/lib/txrelay ] && ! ls /etc/systemd/system/*.wants/txrelay@* &&
+    [ "$(find /etc/txrelay -type f | sort | tr "\n" " ")" = "/etc/txrelay/demo.toml /etc/txrelay/other.toml /etc/txrelay/secrets/demo.postgres " ] &&
+    ! find /usr -name "*txrelay*" | grep .'
   ok 'no secret is in the journal' '! journalctl -b --no-pager | grep -v COMMAND | grep -q hunter2'
 }
 checks

@@ -1,6 +1,7 @@
 //! Every command's words on a schema that was prepared: its text, its JSON, its exit status, with no daemon, as a role that can
 //! only select, and on a standby.
 
+use std::collections::BTreeMap;
 use std::process::Output;
 
 use serde_json::Value;
@@ -24,6 +25,7 @@ fn prepared(relay: &Relay) {
 /// Commands that only look, as a person would call them.
 const LOOKS: &[&[&str]] = &[
     &["status"],
+    &["status", "--json"],
     &["list"],
     &["list", "--state", "dead"],
     &["list", "--state", "dead", "--since", "2026-01-31T08:30:00Z"],
@@ -76,6 +78,9 @@ const LOOKS: &[&[&str]] = &[
     &["rejected", "list"],
     &["rejected", "list", "--json", "--why", "unreadable"],
     &["rejected", "show", "1"],
+    &["rejected", "show", "1", "--json"],
+    &["rejected", "show", "2", "--json"],
+    &["rejected", "show", "99"],
     &["rejected", "export", "--all"],
     &["rejected", "export", "--all", "--why", "id_missing"],
     &["rejected", "export", "2", "--raw"],
@@ -159,6 +164,7 @@ fn replace_now(line: &str, today: &str) -> String {
         rest = &rest[end..];
     }
     out.push_str(rest);
+    let out = without_ages_in_json(&out);
     let out = match out.split_once(" moved ") {
         Some((before, _)) => format!("{before} moved AGE ago"),
         None => out,
@@ -167,6 +173,20 @@ fn replace_now(line: &str, today: &str) -> String {
         (false, false) => out,
         _ => "  AGE".to_owned(),
     }
+}
+
+/// Numbers under names that end in `seconds` or `seconds_ago`.
+fn without_ages_in_json(line: &str) -> String {
+    let mut out = String::new();
+    let mut rest = line;
+    while let Some(at) = ["seconds\":", "seconds_ago\":"].iter().filter_map(|name| Some(rest.find(name)? + name.len())).min() {
+        let (before, value) = rest.split_at(at);
+        let end = value.find([',', '}']).unwrap_or(value.len());
+        out.push_str(before);
+        out.push_str(if &value[..end] == "null" { "null" } else { "\"AGE\"" });
+        rest = &value[end..];
+    }
+    out + rest
 }
 
 fn book(relay: &Relay, commands: &[&[&str]]) -> String {
@@ -218,6 +238,47 @@ fn explain_names_the_gate_that_is_shut_and_when_it_is_tried_next() {
     let other = "insert into process (host, pid, version, lease_ms, started_at, seen_at) values ('vm-3', 1, '0.1.0', 60000, now(), now() + interval '10 minutes')";
     relay.sql().batch_execute(other).expect("another");
     assert!(run(&relay, &["explain", "due"], &[]).1.starts_with("due is due since"));
+}
+
+/// What docs/commands.md lists, with the exit status that it says, and nothing else.
+#[test]
+fn explain_gives_every_reason_that_is_documented() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/commands.md")).expect("docs/commands.md");
+    let (_, table) = page.split_once("## `explain`: reasons").expect("the table");
+    let row = |line: &str| -> Option<(String, i32)> {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        Some((cells.get(1)?.trim_matches('`').to_owned(), cells.get(3)?.parse().ok()?))
+    };
+    let documented: BTreeMap<String, i32> = table.lines().filter_map(row).collect();
+    let relay = Relay::new("payments", "http://127.0.0.1:1/", "");
+    prepared(&relay);
+    let mut found = BTreeMap::new();
+    let mut ask = |args: &[&str]| {
+        let (code, out, said) = run(&relay, &[&["explain", "--json"], args].concat(), &[]);
+        let object: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{args:?}: {e}: {out} {said}"));
+        let reason = object["reason"].as_str().expect("a reason").to_owned();
+        let before = found.insert(reason, code.expect("a status"));
+        assert!(before.is_none_or(|before| Some(before) == code), "{args:?}: {before:?} and {code:?}");
+    };
+    for id in ["nobody", "misnamed", "delivered", "late", "resolved", "erased", "refused", "gave-up", "in-flight", "lapsing"] {
+        ask(&[id]);
+    }
+    for id in ["retrying", "pending", "due", "unaccounted"] {
+        ask(&[id]);
+    }
+    for offset in [9, 12, 16, 18, 24, 50, 52, 60, 100] {
+        ask(&["--at", &format!("payments/0/{offset}")]);
+    }
+    relay
+        .sql()
+        .batch_execute("update process set gate_open = false, gate_why = 'x', gate_since = now() where id = 7")
+        .expect("shut");
+    ask(&["due"]);
+    relay.sql().batch_execute("update process set ended_at = now(), seen_at = now() - interval '1 hour'").expect("stopped");
+    ask(&["due"]);
+    assert_eq!(run(&relay, &["pause"], &[]).0, Some(0));
+    ask(&["due"]);
+    assert_eq!(found, documented);
 }
 
 /// Every key of the JSON is in the list of docs/commands.md.
@@ -338,6 +399,9 @@ fn bad_input_gets_a_clear_sentence_and_the_right_exit_status() {
     let long = "x".repeat(600);
     for (args, expected, words) in [
         (&["explain", "nobody"][..], 1, ""),
+        (&["explain", ""], 2, "a value is required"),
+        (&["show", ""], 2, "a value is required"),
+        (&["retry", "refused", ""], 2, "a value is required"),
         (&["show", "nobody"], 1, "nobody: not known"),
         (&["show", "a\u{1b}[31mb\r\n"], 1, r"a\u{1b}[31mb\r\n: not known"),
         (&["retry", "a\u{1b}[31mb"], 1, r"a\u{1b}[31mb: not known"),
@@ -373,11 +437,11 @@ fn who_may_not_read_the_file_is_told_which_group_may() {
     let relay = Relay::new("payments", "http://127.0.0.1:1/", "");
     let file = relay.config_file();
     drop(relay.command(&["list"]));
+    let is_root = rustix::process::getuid().is_root();
     let said = |mode: u32| {
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("chmod");
         let binary = env!("CARGO_BIN_EXE_txrelay");
         // Root may read everything, so it is somebody else who asks; the owner without a right is as good.
-        let is_root = std::fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
         let mut command = std::process::Command::new(if is_root { "setpriv" } else { binary });
         if is_root {
             command.args(["--reuid=65534", "--regid=65534", "--clear-groups", binary]);
@@ -385,6 +449,12 @@ fn who_may_not_read_the_file_is_told_which_group_may() {
         let out = command.arg("-c").arg(&file).arg("list").output().expect("it runs");
         (out.status.code(), String::from_utf8(out.stderr).expect("text"))
     };
+    // Root's own group is nobody's to join; another one only root can give it to.
+    if is_root {
+        let (code, said) = said(0o040);
+        assert!(code == Some(77) && said.contains("only root may; use sudo, or give it to group txrelay"), "{code:?} {said}");
+        std::os::unix::fs::chown(&file, None, Some(4711)).expect("given");
+    }
     for (mode, words) in [(0o040, "members of group"), (0o000, "only its owner may; use sudo")] {
         let (code, said) = said(mode);
         assert!(code == Some(77) && said.contains(words) && said.trim().lines().count() == 1, "{code:?} {said}");
@@ -399,4 +469,11 @@ fn a_reader_that_goes_away_ends_the_list_without_a_word() {
     drop(reader);
     let out = relay.command(&["list"]).stdout(writer).output().expect("it runs");
     assert_eq!((out.status.code(), out.stderr.as_slice()), (Some(0), &b""[..]));
+    // A full disk is another matter: a script must not take half an answer for a whole one.
+    for args in [&["list"][..], &["explain", "delivered"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+        let out = relay.command(args).stdout(full).output().expect("it runs");
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.code() == Some(1) && said.contains("the output cannot be written: No space left"), "{args:?}: {said}");
+    }
 }

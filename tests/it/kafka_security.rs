@@ -213,6 +213,10 @@ fn delivers(at: &Secured, name: &str, more: &[String]) {
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success(), "{text}{}", String::from_utf8_lossy(&out.stderr));
     assert!(text.contains("10 of the newest 10 records give an id"), "{text}");
+    eventually("everything is settled", || relay.count("select count(*) from delivery") == 0);
+    let out = relay.command(&["reconcile"]).output().expect("it runs");
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "reconcile asks the same brokers: {said}");
 }
 
 #[test]

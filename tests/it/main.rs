@@ -29,6 +29,7 @@ mod long_list;
 mod lost;
 mod metrics;
 mod misbehave;
+mod misconfigured;
 mod misuse;
 mod mixin;
 mod model;

@@ -81,6 +81,7 @@ fn make_install_puts_each_file_where_the_readme_says() {
             "share/doc/txrelay/SECURITY.md 644",
             "share/doc/txrelay/kafka-clients.md 644",
             "share/doc/txrelay/operating.md 644",
+            "share/doc/txrelay/security.md 644",
             "share/doc/txrelay/commands.md 644",
             "share/doc/txrelay/txrelay.toml 644",
             "share/bash-completion/completions/txrelay 644",
@@ -109,6 +110,15 @@ fn make_install_puts_each_file_where_the_readme_says() {
         );
         assert!(unit.contains(&format!("Documentation=file://{prefix}/share/doc/txrelay/README.md")), "{unit}");
     }
+}
+
+#[test]
+fn the_package_has_the_programs_version() {
+    let file = |path: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("there");
+    // `-dev` comes before the release in Debian's order when it is `~dev`.
+    let version = env!("CARGO_PKG_VERSION").replace('-', "~");
+    let changelog = file("debian/changelog");
+    assert!(changelog.starts_with(&format!("txrelay ({version}) ")), "{changelog}");
 }
 
 #[test]
