@@ -290,9 +290,10 @@ fn with_the_brokers_away_a_stop_takes_no_longer_than_it_may() {
         }
         eventually("all are delivered", || ledger.count("accepted") == sent as u64);
         leave(&broker);
+        let began = Instant::now();
+        pipelines.iter().for_each(|(_, relay)| relay.signal("TERM"));
         for (_, relay) in &mut pipelines {
-            let began = Instant::now();
-            let status = relay.stop();
+            let status = relay.wait();
             let took = began.elapsed();
             println!("round {round}: stopped after {:.1} s", took.as_secs_f64());
             assert!(status.success() && took < TIME, "{status} after {took:?}\n{}", relay.log());
