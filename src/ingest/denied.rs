@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use super::consumer::Consumer;
 use crate::failpoint;
 use crate::ops::pulse;
-use crate::source::{MessageSource, Trouble, TroubleKind, preflight};
+use crate::source::preflight::{self, Unknown};
+use crate::source::{MessageSource, Trouble, TroubleKind};
 
 /// Between two looks while something is refused.
 const LOOK: Duration = Duration::from_secs(5);
@@ -33,17 +34,20 @@ impl Consumer {
             return;
         }
         pulse::at("asking for rights in Kafka", pulse::REMOTE);
-        let missing = preflight::denials(&self.config.get().kafka, QUESTION);
-        if missing.as_ref().is_some_and(Vec::is_empty) {
+        let missing = match preflight::denials(&self.config.get().kafka, QUESTION) {
+            Ok(missing) => missing,
+            // What was said last stands.
+            Err(Unknown::Unanswered) => return self.denied.look_at = Some(Instant::now() + LOOK),
+            // What the client says is all that there is.
+            Err(Unknown::Untold) => return self.denied.look_at = None,
+        };
+        if missing.is_empty() {
             self.denied.look_at = None;
             self.health.go("rights", "kafka");
             log::info!("the brokers refuse this user nothing any more");
-            source.look_for_topics(QUESTION);
-            return;
+            return source.look_for_topics(QUESTION);
         }
         self.denied.look_at = Some(Instant::now() + failpoint::time("rights", LOOK));
-        // Where nobody tells, what the client has said stands.
-        let Some(missing) = missing else { return };
         let words = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         if let Some(note) = self.throttle.admit(&words, Instant::now()) {
             log::error!("Kafka: {words}{note}");

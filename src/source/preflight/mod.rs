@@ -36,11 +36,22 @@ pub fn check(kafka: &config::Kafka, timeout: Duration) -> Result<Vec<Problem>, V
     Ok(problems(&broker, findings))
 }
 
-/// The rights that this user lacks for reading, asked of the first broker that answers. `None`: nobody tells (brokers do since
-/// Kafka 2.8).
-pub fn denials(kafka: &config::Kafka, timeout: Duration) -> Option<Vec<Problem>> {
-    let (broker, findings) = ask_each(kafka, timeout, missing_rights).ok()?;
-    Some(problems(&broker, findings?))
+/// Why it is not known which rights are missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// No broker answers now.
+    Unanswered,
+    /// Brokers of this age tell nobody's rights: they do since Kafka 2.8.
+    Untold,
+}
+
+/// The rights that this user lacks for reading, asked of the first broker that answers.
+///
+/// # Errors
+/// Nobody can tell.
+pub fn denials(kafka: &config::Kafka, timeout: Duration) -> Result<Vec<Problem>, Unknown> {
+    let (broker, findings) = ask_each(kafka, timeout, missing_rights).map_err(|_| Unknown::Unanswered)?;
+    findings.map(|findings| problems(&broker, findings)).ok_or(Unknown::Untold)
 }
 
 fn problems(broker: &str, findings: Vec<Finding>) -> Vec<Problem> {
@@ -128,7 +139,8 @@ fn missing_rights(kafka: &config::Kafka, address: &str, timeout: Duration) -> Re
         match is_group_denied(&mut inside, &kafka.group, timeout) {
             Some(true) => findings.push(Finding::GroupDenied(kafka.group.clone())),
             Some(false) => {}
-            None => return Ok(None),
+            // The coordinator does not answer.
+            None => return Err(Finding::Silent),
         }
     }
     Ok(Some(findings))
