@@ -40,9 +40,9 @@ fn longest_wait(relay: &Relay, since: f64) -> Duration {
     Duration::from_secs_f64(relay.sql().query_one(query, &[&since]).expect("a number").get::<_, f64>(0).max(0.0))
 }
 
-/// The longest time since then in which nothing was stored. For the client that gives no record times.
+/// The longest time in which nothing was stored, then or since. For the client that gives no record times.
 fn longest_silence(relay: &Relay, since: f64) -> Duration {
-    let query = "select coalesce(max(extract(epoch from d)), 0)::float8 from (select received_at - lag(received_at) over (order by received_at) as d \
+    let query = "select coalesce(max(extract(epoch from d)), 0)::float8 from (select received_at - lag(received_at, 1, to_timestamp($1)) over (order by received_at) as d \
                  from tx where received_at > to_timestamp($1)) gaps";
     Duration::from_secs_f64(relay.sql().query_one(query, &[&since]).expect("a number").get(0))
 }
