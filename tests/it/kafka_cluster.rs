@@ -204,6 +204,8 @@ fn three_instances_of_the_pure_rust_client_have_one_reader_whoever_stops_dies_or
     let sent = load.finish();
     all_arrived(&all[0], &ledger, &sent);
     assert!(all.iter_mut().all(Relay::is_running));
+    // As above.
+    assert!(ledger.count("accepted_twice") <= 3 * 64, "{}", ledger.count("accepted_twice"));
 }
 
 /// Each of three brokers is stopped for some seconds and comes back, as when they are upgraded.
