@@ -29,7 +29,7 @@ use crate::ops::watchdog::Watchdog;
 use crate::ops::{VERSION, doorman, exporter, logging, systemd};
 use crate::source::{self, SourceError, TroubleKind};
 use crate::store::{ERROR_KINDS, GateBoard, LeaseTime, Link, Patience, Pool, Room, Timelines};
-use crate::upkeep::Upkeep;
+use crate::upkeep::{KafkaTls, Upkeep};
 
 /// What was last said about the health.
 #[derive(Default)]
@@ -220,6 +220,12 @@ fn start(current: &Current) -> anyhow::Result<Running> {
         stop: stop_upkeep,
     };
     thread("upkeep".into(), Box::new(move || keeper.run(&[to_consumer, to_claimer, to_settler])))?;
+
+    if config.kafka.tls.is_some() {
+        // In no group that a stop waits for: it has nothing to finish, and may be shaking hands with a broker that hangs.
+        let certificates = KafkaTls { config: current.clone(), metrics: metrics.clone(), stop: stop_intake.clone() };
+        thread("kafka-tls".into(), Box::new(move || certificates.run()))?;
+    }
 
     let settler = Settler {
         link: link("settler"),

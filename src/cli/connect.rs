@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Exit, complain, connect, say};
 use crate::config::Config;
 use crate::core::identify::identify;
-use crate::source::preflight::{self, Finding};
+use crate::source::preflight;
 use crate::source::{self, SourceError};
 use crate::store::{Role, SchemaState, StoreError, ensure_own_session, may_migrate, missing_privileges, schema_state};
 
@@ -42,10 +42,9 @@ fn kafka(config: &Config) -> Exit {
             return if away { Exit::Unreachable } else { Exit::Failed };
         }
     };
-    let denied = |finding: &Finding| matches!(finding, Finding::TopicDenied(_) | Finding::GroupDenied { .. });
     if !found.is_empty() {
         found.iter().for_each(|found| problem("Kafka", &found.to_string()));
-        return if found.iter().all(|found| denied(&found.finding)) { Exit::NotPermitted } else { Exit::Failed };
+        return if found.iter().all(|found| found.finding.is_denial()) { Exit::NotPermitted } else { Exit::Failed };
     }
     line("Kafka", &format!("answers, and has {}", config.kafka.topics.join(", ")));
     match source::newest(&config.kafka, NEWEST, Instant::now() + READING) {

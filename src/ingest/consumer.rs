@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, Sender, select};
 use super::assign::Sighting;
 use super::batch::Reading;
 use super::damage::Damage;
+use super::denied::Denied;
 use super::proof::Doubt;
 use super::refused::Refused;
 use super::secrets::MadeWith;
@@ -81,6 +82,8 @@ pub struct Consumer {
     /// When this process last showed that it is the one that reads; see `turn`.
     pub(super) turn_at: Instant,
     pub(super) made_with: MadeWith,
+    /// Rights that this user lacks at the brokers.
+    pub(super) denied: Denied,
     /// Since when some partitions are nobody's.
     pub(super) unassigned_since: Option<Instant>,
     /// When positions and topics are looked at next.
@@ -174,6 +177,7 @@ impl Consumer {
             described_at: None,
             turn_at: Instant::now(),
             made_with: MadeWith::default(),
+            denied: Denied::default(),
             unassigned_since: None,
             check_at: Instant::now(),
             committed_at: None,
@@ -296,6 +300,7 @@ impl Consumer {
             if let Some(leave) = self.keep_turn().or_else(|| self.new_secrets()).or_else(|| self.heed_backlog(source)) {
                 return Ok(leave);
             }
+            self.look_at_rights(source);
             if self.has_parked() && Instant::now() >= self.parked_until.0 {
                 let parked = self.parked();
                 if let Some(leave) = self.take_up(source, &parked) {
@@ -423,6 +428,7 @@ impl Consumer {
 
     fn trouble(&mut self, trouble: &Trouble) {
         self.doubt_secrets(trouble);
+        self.doubt_rights(trouble);
         self.metrics.kafka_errors_total.with_label_values(&[trouble.kind.label()]).inc();
         if let Some(note) = self.throttle.admit(trouble.kind.label(), Instant::now()) {
             log::warn!(kind = trouble.kind.label(); "Kafka: {}{note}", trouble.text);

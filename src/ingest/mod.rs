@@ -8,6 +8,7 @@ mod batch;
 mod check;
 mod consumer;
 mod damage;
+mod denied;
 mod persist;
 mod proof;
 mod refused;

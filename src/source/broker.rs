@@ -19,6 +19,7 @@ pub(super) const METADATA: i16 = 3;
 pub(super) const OFFSET_COMMIT: i16 = 8;
 pub(super) const OFFSET_FETCH: i16 = 9;
 pub(super) const FIND_COORDINATOR: i16 = 10;
+pub(super) const DESCRIBE_GROUPS: i16 = 15;
 const SASL_HANDSHAKE: i16 = 17;
 const API_VERSIONS: i16 = 18;
 const SASL_AUTHENTICATE: i16 = 36;
@@ -66,6 +67,23 @@ pub(super) struct Topic {
     pub(super) id: Option<Uuid>,
     /// Number and leader; -1: no leader.
     pub(super) partitions: Vec<(i32, i32)>,
+    pub(super) rights: Rights,
+}
+
+/// What this user may do with a topic or group, as Kafka tells it: a bit for each operation (KIP-430). Brokers without an
+/// authorizer name all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rights(i32);
+
+impl Rights {
+    /// Asked of a broker that does not tell.
+    pub(super) const UNKNOWN: Self = Self(i32::MIN);
+    const READ: i32 = 1 << 3;
+
+    /// Known to lack it. Nothing at all is no answer: whoever may not even describe it is told so by an error.
+    pub(super) fn lacks_read(self) -> bool {
+        self.0 > 0 && self.0 & Self::READ == 0
+    }
 }
 
 #[cfg(feature = "kafka")]
@@ -196,8 +214,8 @@ pub(super) fn metadata(wire: &mut Wire, versions: &Versions, topics: &[String]) 
         for topic in topics {
             body.raw(&[0; 16]).compact(topic).varint(0);
         }
-        // No topic is created, nobody's rights are asked for, no tags.
-        let answer = wire.ask(&Request::flexible(METADATA, 10, body.i8(0).i8(0).i8(0).varint(0).done()))?;
+        // No topic is created; this user's rights on topics are asked for, those on the cluster are not; no tags.
+        let answer = wire.ask(&Request::flexible(METADATA, 10, body.i8(0).i8(0).i8(1).varint(0).done()))?;
         return tagged_cluster(&mut In::new(&answer));
     }
     let mut body = Out::default();
@@ -231,9 +249,9 @@ fn tagged_cluster(read: &mut In<'_>) -> Result<Cluster, Fault> {
             r.tags()?;
             Ok((number, leader))
         })?;
-        r.i32()?;
+        let rights = Rights(r.i32()?);
         r.tags()?;
-        Ok(Topic { name, error, id: Some(id).filter(|id| !id.is_nil()), partitions })
+        Ok(Topic { name, error, id: Some(id).filter(|id| !id.is_nil()), partitions, rights })
     })?;
     Ok(Cluster { id: Some(id).filter(|id| !id.is_empty()), brokers: brokers.into_iter().collect(), topics })
 }
@@ -256,7 +274,7 @@ fn plain_cluster(read: &mut In<'_>) -> Result<Cluster, Fault> {
             r.list(In::i32)?;
             Ok((number, leader))
         })?;
-        Ok(Topic { name, error, id: None, partitions })
+        Ok(Topic { name, error, id: None, partitions, rights: Rights::UNKNOWN })
     })?;
     Ok(Cluster { id: Some(id).filter(|id| !id.is_empty()), brokers: brokers.into_iter().collect(), topics })
 }
@@ -344,6 +362,31 @@ pub(super) fn coordinator(wire: &mut Wire, group: &str) -> Result<Result<String,
     Ok(if error == 0 { Ok(address(&host, port)) } else { Err(error) })
 }
 
+/// What this user may do with a group, or Kafka's error code. Asked of the coordinator.
+pub(super) fn group_rights(wire: &mut Wire, group: &str) -> Result<Result<Rights, i16>, Fault> {
+    let answer = wire.ask(&Request::new(DESCRIBE_GROUPS, 3, Out::default().i32(1).string(group).i8(1).done()))?;
+    let mut read = In::new(&answer);
+    read.i32()?;
+    let found = read.list(|r| {
+        let error = r.i16()?;
+        // Group, state, type of protocol, protocol.
+        for _ in 0..4 {
+            r.string()?;
+        }
+        // Member, client, host, subscription, assignment.
+        r.list(|r| {
+            for _ in 0..3 {
+                r.string()?;
+            }
+            r.bytes()?;
+            r.bytes().map(drop)
+        })?;
+        let rights = Rights(r.i32()?);
+        Ok(if error == 0 { Ok(rights) } else { Err(error) })
+    })?;
+    found.into_iter().next().ok_or(Fault::Garbage([0; 4]))
+}
+
 /// A group's committed offset of one partition (-1: none), or Kafka's error code. Asked of the coordinator.
 pub(super) fn committed(wire: &mut Wire, group: &str, topic: &str, partition: i32) -> Result<Result<i64, i16>, Fault> {
     let body = Out::default().string(group).i32(1).string(topic).i32(1).i32(partition).done();
@@ -380,4 +423,18 @@ pub(super) fn first_batch(
         })
     })?;
     found.into_iter().flatten().next().ok_or(Fault::Garbage([0; 4]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_broker_that_tells_rights_can_say_that_one_is_missing() {
+        let (read, describe) = (1 << 3, 1 << 8);
+        assert!(Rights(describe).lacks_read());
+        for enough in [Rights(read | describe), Rights::UNKNOWN, Rights(0)] {
+            assert!(!enough.lacks_read(), "{enough:?}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //! times, one process at a time (who reads is decided by a lock in PostgreSQL, outside of here).
 //!
 //! Only the crate's `KafkaClient` is used, with explicit offsets. Its `Consumer` loses messages silently in three situations
-//! and reports a commit as done that was not (docs/kafka-clients.md; `examples/kafka_crate_losses.rs` shows them). What
+//! and reports a commit as done that was not (docs/kafka-clients.md; `tests/it/kafka_crate.rs` shows them). What
 //! closes each hole:
 //! - the offset to fetch is this file's own, and moves only over records that were returned by `poll`;
 //! - an answer that begins behind it is not believed: `hunt` asks with other sizes;
@@ -592,6 +592,10 @@ impl MessageSource for KafkaCrate {
     fn high_watermarks(&mut self) -> Vec<(TopicPartition, i64)> {
         let read = self.partitions.iter().filter(|(_, part)| part.next.is_some() && part.high >= 0);
         read.map(|(at, part)| (at.clone(), part.high)).collect()
+    }
+
+    fn look_for_topics(&mut self, _timeout: Duration) {
+        self.refresh_at = Instant::now();
     }
 
     fn is_up(&self) -> bool {

@@ -354,6 +354,11 @@ impl MessageSource for Librdkafka {
             .collect()
     }
 
+    fn look_for_topics(&mut self, timeout: Duration) {
+        // All of them: the answer to a question for some changes nothing about what the group is joined for.
+        let _ = self.consumer.fetch_metadata(None, timeout);
+    }
+
     fn is_up(&self) -> bool {
         self.consumer.context().is_up()
     }

@@ -4,6 +4,7 @@
 //! May use `config` and `core`. Never: SQL, HTTP, metrics, logging of its own.
 
 mod broker;
+mod certificates;
 #[cfg(feature = "kafka")]
 mod kafka;
 #[cfg(feature = "librdkafka")]
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+pub use certificates::Certificates;
 pub use newest::newest;
 pub use secrets::Secrets;
 pub use tls::TlsFault;
@@ -227,6 +229,10 @@ pub trait MessageSource {
 
     /// High watermark per started partition as last heard of, without asking; for `kafka_lag_records`.
     fn high_watermarks(&mut self) -> Vec<(TopicPartition, i64)>;
+
+    /// Looks for the topics now and not with the next minute: something about them has changed. Best effort, and heavy in a large
+    /// cluster.
+    fn look_for_topics(&mut self, timeout: Duration);
 
     /// Whether a broker was heard of lately, without asking; for `kafka_up`.
     fn is_up(&self) -> bool;

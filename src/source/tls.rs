@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{HandshakeError, SslConnector, SslFiletype, SslMethod, SslStream, SslVerifyMode};
@@ -11,6 +11,7 @@ use openssl::x509::X509;
 use openssl::x509::store::X509StoreBuilder;
 
 use crate::config::KafkaTls;
+use crate::core::tls::unix_seconds;
 
 /// Why there is no TLS, each told apart: librdkafka has the same words for the first three.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,19 +60,43 @@ pub(super) fn connector(tls: &KafkaTls) -> Result<SslConnector, TlsFault> {
 
 /// The handshake over a socket that has its timeouts.
 pub(super) fn handshake(connector: &SslConnector, host: &str, socket: TcpStream) -> Result<SslStream<TcpStream>, TlsFault> {
+    look(connector, host, socket).1
+}
+
+/// As [`handshake`]; and when the first certificate of the broker's chain ends, in seconds since the epoch, also where it is not
+/// accepted. `None`: none was shown.
+pub(super) fn look(
+    connector: &SslConnector,
+    host: &str,
+    socket: TcpStream,
+) -> (Option<i64>, Result<SslStream<TcpStream>, TlsFault>) {
     let verdict = Arc::new(AtomicI32::new(0));
-    let mut ssl = connector.configure().map_err(|e| TlsFault::Files(format!("OpenSSL: {e}")))?;
-    let seen = Arc::clone(&verdict);
+    let earliest = Arc::new(AtomicI64::new(i64::MAX));
+    let mut ssl = match connector.configure() {
+        Ok(ssl) => ssl,
+        Err(error) => return (None, Err(TlsFault::Files(format!("OpenSSL: {error}")))),
+    };
+    let (seen, ends) = (Arc::clone(&verdict), Arc::clone(&earliest));
     ssl.set_verify_callback(SslVerifyMode::PEER, move |accepted, context| {
+        if let Some(at) = context.current_cert().and_then(|certificate| unix_seconds(certificate.not_after())) {
+            ends.fetch_min(at, Ordering::Relaxed);
+        }
         if !accepted {
             seen.store(context.error().as_raw(), Ordering::Relaxed);
         }
         accepted
     });
-    ssl.connect(host, socket).map_err(|error| match verdict.load(Ordering::Relaxed) {
+    let stream = ssl.connect(host, socket).map_err(|error| match verdict.load(Ordering::Relaxed) {
         0 => broken(&error),
         code => refused(code),
-    })
+    });
+    (Some(earliest.load(Ordering::Relaxed)).filter(|at| *at != i64::MAX), stream)
+}
+
+/// When our own certificate ends, as it lies there now.
+pub(super) fn own_end(tls: &KafkaTls) -> Option<i64> {
+    let pem = std::fs::read(&tls.client.as_ref()?.chain).ok()?;
+    unix_seconds(X509::stack_from_pem(&pem).ok()?.first()?.not_after())
 }
 
 /// X509_V_ERR_* of x509_vfy.h.

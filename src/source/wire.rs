@@ -67,10 +67,9 @@ impl Wire {
     pub(super) fn connect(address: &str, tls: Option<&SslConnector>, timeout: Duration) -> Result<Self, Fault> {
         let by = Instant::now() + timeout;
         let socket = connect(address, by)?;
-        let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
         let stream = match tls {
             None => Stream::Plain(socket),
-            Some(connector) => Stream::Tls(Box::new(tls::handshake(connector, host, socket).map_err(Fault::Tls)?)),
+            Some(connector) => Stream::Tls(Box::new(tls::handshake(connector, host_of(address), socket).map_err(Fault::Tls)?)),
         };
         Ok(Self { stream, by, correlation: 0 })
     }
@@ -145,7 +144,12 @@ impl Wire {
     }
 }
 
-fn connect(address: &str, by: Instant) -> Result<TcpStream, Fault> {
+/// The name that a broker's certificate must have.
+pub(super) fn host_of(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']'])
+}
+
+pub(super) fn connect(address: &str, by: Instant) -> Result<TcpStream, Fault> {
     let addresses = address.to_socket_addrs().map_err(|e| Fault::Dns(words(&e)))?;
     let mut last = Fault::Dns("there is no address".to_owned());
     for address in addresses {

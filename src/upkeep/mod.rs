@@ -1,10 +1,11 @@
 //! Upkeep: opens the store (schema, registration), then in rounds: heartbeat, stepped clocks, leases of dead predecessors and those
 //! that ran out, counts, retention.
 //!
-//! May use `store`, `ops`, `config`, `core`. Uses the pool; the threads on a transaction's way have connections of their own.
+//! Beside it, a thread that looks at Kafka's certificates. May use `store`, `source`, `ops`, `config`, `core`. Uses the pool; the threads on a transaction's way have connections of their own.
 
 mod audit;
 mod clocks;
+mod kafka_tls;
 mod leases;
 mod retention;
 
@@ -16,6 +17,7 @@ use crossbeam_channel::Sender;
 
 use self::audit::Auditing;
 use self::clocks::Clocks;
+pub use self::kafka_tls::KafkaTls;
 use self::retention::Retention;
 use crate::config::Current;
 use crate::failpoint::failpoint;

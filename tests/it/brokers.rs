@@ -23,13 +23,6 @@ fn on(brokers: &str, topic: &Topic, ledger: &Ledger) -> Relay {
     relay
 }
 
-/// Seconds of CPU that the process has used.
-fn cpu(relay: &Relay) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", relay.pid())).expect("it runs");
-    let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
-    (fields[11].parse::<f64>().expect("ticks") + fields[12].parse::<f64>().expect("ticks")) / 100.0
-}
-
 /// F35.
 #[test]
 fn a_broker_that_is_killed_and_comes_back_is_read_on_without_a_restart_and_waited_for_without_haste() {
@@ -43,9 +36,9 @@ fn a_broker_that_is_killed_and_comes_back_is_read_on_without_a_restart_and_waite
     for (round, kill) in [Broker::kill_9 as fn(&Broker), Broker::stop].into_iter().enumerate() {
         kill(&broker);
         eventually("it is noticed", || relay.metric("stalled{reason=\"kafka\"}") == Some(1.0));
-        let (began, before) = (Instant::now(), cpu(&relay));
+        let (began, before) = (Instant::now(), relay.cpu());
         std::thread::sleep(Duration::from_secs(2));
-        let share = (cpu(&relay) - before) / began.elapsed().as_secs_f64();
+        let share = (relay.cpu() - before).as_secs_f64() / began.elapsed().as_secs_f64();
         assert!(share < 0.5, "half a core while there is nothing to do: {share:.2}");
         println!("{share:.2} of a core while the broker is away");
         broker.up();

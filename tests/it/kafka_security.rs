@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use txrelay::config::{self, ClientCertificate, KafkaClient, KafkaSasl, KafkaTls, Password, SaslMechanism};
 use txrelay::source::preflight;
 
-use crate::rig::{Authority, Broker, LIMIT, Ledger, Relay, Topic, eventually, ids, unique, write_private};
+use crate::rig::{Authority, Broker, LIMIT, Ledger, On, Relay, Right, To, Topic, eventually, ids, unique, write_private};
 
 const USER: &str = "relay";
 const PASSWORD: &str = "s3cret";
@@ -34,11 +34,20 @@ impl Secured {
             write_private(&folder.join(format!("{stem}.pem")), &pem);
         }
         ca.issue("relay", false, &folder, "client");
+        ca.issue_until("relay", 12 * 3600, &folder, "client-short");
         ca.issue("relay", true, &folder, "client-expired");
         rogue.issue("relay", false, &folder, "client-rogue");
         write_private(&folder.join("password"), PASSWORD.as_bytes());
         write_private(&folder.join("wrong"), b"wrong");
         let mut options = vec!["--version".to_owned(), version.to_owned(), "--user".to_owned(), format!("{USER}={PASSWORD}")];
+        // Everything is everybody's until somebody is given a right on it.
+        for setting in [
+            "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users=User:ANONYMOUS",
+            "allow.everyone.if.no.acl.found=true",
+        ] {
+            options.extend(["--set".to_owned(), setting.to_owned()]);
+        }
         for (name, protocol, keystore, client) in [
             ("GOOD", "SSL", "server", "none"),
             ("EXPIRED", "SSL", "expired", "none"),
@@ -286,4 +295,117 @@ fn a_renewed_client_certificate_is_used_after_a_reload() {
     topic.write(0, ids("c", 0..5));
     eventually("the last", || ledger.count("accepted") == 15);
     assert_eq!(ledger.count("requests"), 15, "each once");
+}
+
+/// Of the broker at this door and of ours; one that has been renewed after the reload.
+#[test]
+fn the_first_certificate_that_ends_is_shown_and_a_renewed_one_after_a_reload() {
+    const SERIES: &str = "certificate_expiry_timestamp_seconds{role=\"kafka\"}";
+    let at = newest();
+    let (topic, ledger) = (Topic::on(&at.broker.address, 1, &[]), Ledger::start());
+    let renew = |stem: &str| {
+        for suffix in ["crt", "key"] {
+            let new = std::fs::read(at.file(&format!("{stem}.{suffix}"))).expect("PEM");
+            write_private(&at.file(&format!("{}.{suffix}", topic.name)), &new);
+        }
+    };
+    let hours = |relay: &Relay| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs_f64();
+        relay.metric(SERIES).filter(|at| *at > 0.0).map(|at| ((at - now) / 3600.0).round() as i64)
+    };
+    renew("client-short");
+    let mut relay = relay(at, "MUTUAL", &topic, &ledger, &tls_sets(at, Some(&topic.name)));
+    relay.start();
+    eventually("ours, which ends first", || hours(&relay) == Some(12));
+    eventually("it is warned of", || relay.log().contains("a certificate of the connection to kafka expires within a day"));
+    renew("client");
+    relay.signal("HUP");
+    eventually("all end in a day", || hours(&relay) == Some(24));
+    assert!(relay.stop().success());
+    // That nothing can be read for it is no reason not to show it.
+    relay.set(&format!("kafka.brokers={}", at.broker.listener("EXPIRED")));
+    relay.start();
+    eventually("the broker's, which has ended", || hours(&relay) == Some(-24));
+    assert!(relay.stop().success());
+}
+
+/// Each right that is missing has its sentence, in the command and in the daemon, which goes on by itself once it is given. Nobody
+/// may use a topic or a group any more when somebody else is given a right on it.
+#[track_caller]
+fn each_missing_right_is_named_and_used_once_it_is_given(at: &Secured, client: &str) {
+    let (topic, ledger) = (Topic::on(&at.broker.address, 2, &[]), Ledger::start());
+    let mut sent = topic.write(0, ids("a", 0..20));
+    let client_is = vec![format!("kafka.client={client}")];
+    let mut relay = relay(at, "MUTUAL", &topic, &ledger, &[tls_sets(at, Some("client")), client_is].concat());
+    relay.env("FAILPOINTS", "rights=return(500)");
+    let (topic_name, group) = (topic.name.clone(), format!("txrelay-{}", relay.name));
+    let (on_topic, on_group) = (On::Topic(&topic_name), On::Group(&group));
+    for on in [on_topic, on_group] {
+        at.broker.grant(&Right { user: "User:somebody-else", on, to: To::Read });
+    }
+    let right = |on, to| Right { user: "User:CN=relay", on, to };
+    let command_says = |relay: &Relay, words: &str| {
+        eventually(words, || {
+            let out = relay.command(&["check-config", "--connect"]).output().expect("it runs");
+            out.status.code() == Some(77) && String::from_utf8_lossy(&out.stderr).contains(words)
+        });
+    };
+    let daemon_says = |relay: &Relay, words: &str| {
+        eventually(words, || relay.http("/readyz").is_some_and(|text| text.contains(words)));
+        assert!(relay.log().contains(words), "{}", relay.log());
+        assert_eq!(relay.metric("stalled{reason=\"kafka\"}"), Some(1.0));
+    };
+    relay.start();
+    let unseen = format!("this user has no rights on topic {topic_name} (or it does not exist): grant READ and DESCRIBE on it");
+    let unread = format!("this user may not read topic {topic_name}: grant READ on it");
+    let unjoined = format!("this user may not use group {group}: grant READ on it, or change kafka.group");
+    let mut steps = vec![(&unseen, right(on_topic, To::Describe)), (&unread, right(on_topic, To::Read))];
+    if client == "librdkafka" {
+        // Whoever may describe a group may ask where it stands, and not join it.
+        steps.extend([(&unjoined, right(on_group, To::Describe)), (&unjoined, right(on_group, To::Read))]);
+    }
+    for (words, missing) in steps {
+        command_says(&relay, words);
+        daemon_says(&relay, words);
+        assert_eq!(ledger.count("requests"), 0);
+        at.broker.grant(&missing);
+    }
+    let began = std::time::Instant::now();
+    eventually("all are delivered", || ledger.count("accepted") == 20);
+    println!("{client}: delivered {:.1} s after the last right was given", began.elapsed().as_secs_f64());
+    if client == "kafka" {
+        // It needs the group for its numbers alone: said, and waited for by nobody.
+        command_says(&relay, &unjoined);
+        at.broker.grant(&right(on_group, To::Read));
+    }
+    eventually("nothing is waited for", || relay.metric("stalled{reason=\"kafka\"}") == Some(0.0));
+    assert!(relay.command(&["check-config", "--connect"]).output().expect("it runs").status.success());
+
+    // Taken away from under it, once and again.
+    for round in ["b", "c"] {
+        at.broker.revoke(&right(on_topic, To::Read));
+        daemon_says(&relay, &unread);
+        sent.extend(topic.write(1, ids(round, 0..20)));
+        assert!(ledger.count("accepted") < sent.len() as u64);
+        at.broker.grant(&right(on_topic, To::Read));
+        eventually("all are delivered", || ledger.count("accepted") == sent.len() as u64);
+        eventually("nothing is waited for", || relay.metric("stalled{reason=\"kafka\"}") == Some(0.0));
+    }
+    ledger.has_exactly(&sent);
+    assert_eq!(ledger.count("requests"), 60, "each once");
+    assert!(relay.is_running());
+    relay.balanced();
+}
+
+#[test]
+fn a_missing_right_is_named_and_used_once_it_is_given() {
+    each_missing_right_is_named_and_used_once_it_is_given(newest(), "librdkafka");
+}
+
+#[test]
+#[ignore = "takes minutes: make test-long"]
+fn a_missing_right_is_named_on_kafka_3_9_with_both_clients() {
+    for client in ["librdkafka", "kafka"] {
+        each_missing_right_is_named_and_used_once_it_is_given(kafka_3_9(), client);
+    }
 }

@@ -20,6 +20,7 @@ mod fencing;
 mod gate;
 mod holes;
 mod kafka_client;
+mod kafka_cluster;
 mod kafka_crate;
 mod kafka_matrix;
 mod kafka_security;

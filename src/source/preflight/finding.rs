@@ -61,6 +61,8 @@ pub enum Finding {
     TopicMissing(String),
     /// No rights on a topic.
     TopicDenied(String),
+    /// It may be seen, and not be read.
+    TopicUnreadable(String),
     /// Another error of a topic.
     Topic {
         /// Its name.
@@ -68,13 +70,8 @@ pub enum Finding {
         /// Kafka's error code.
         code: i16,
     },
-    /// No rights on the group.
-    GroupDenied {
-        /// Its name.
-        group: String,
-        /// Kafka's error code.
-        code: i16,
-    },
+    /// The group may not be read as.
+    GroupDenied(String),
     /// A codec that the pure-Rust client cannot read.
     Codec {
         /// Topic that holds it.
@@ -93,6 +90,11 @@ impl Finding {
     pub fn is_absence(&self) -> bool {
         use Finding::{ClosedAtOnce, Dns, Refused, Silent, Tls, Unreachable};
         matches!(self, Dns(_) | Refused | Unreachable(_) | Silent | ClosedAtOnce | Tls(TlsFault::Broken(_)))
+    }
+
+    /// Whether it is a right that is missing: somebody may grant it at any time.
+    pub fn is_denial(&self) -> bool {
+        matches!(self, Self::TopicDenied(_) | Self::TopicUnreadable(_) | Self::GroupDenied(_))
     }
 
     /// One sentence.
@@ -168,9 +170,8 @@ impl Finding {
                 format!("this user has no rights on topic {topic} (or it does not exist): grant READ and DESCRIBE on it")
             }
             Self::Topic { topic, code } => format!("topic {topic} cannot be read: Kafka's error {code}"),
-            Self::GroupDenied { group, .. } => {
-                format!("this user has no rights on group {group}: grant READ on it, or change kafka.group")
-            }
+            Self::TopicUnreadable(topic) => format!("this user may not read topic {topic}: grant READ on it"),
+            Self::GroupDenied(group) => format!("this user may not use group {group}: grant READ on it, or change kafka.group"),
             Self::Codec { topic, codec } => {
                 format!("topic {topic} holds records compressed with {codec}, which the kafka client cannot read: {LIBRDKAFKA}")
             }
@@ -324,10 +325,8 @@ mod tests {
                 "this user has no rights on topic t (or it does not exist): grant READ and DESCRIBE on it",
             ),
             (Finding::Topic { topic: "t".into(), code: 17 }, "topic t cannot be read: Kafka's error 17"),
-            (
-                Finding::GroupDenied { group: "g".into(), code: 30 },
-                "this user has no rights on group g: grant READ on it, or change kafka.group",
-            ),
+            (Finding::TopicUnreadable("t".into()), "this user may not read topic t: grant READ on it"),
+            (Finding::GroupDenied("g".into()), "this user may not use group g: grant READ on it, or change kafka.group"),
             (
                 Finding::Codec { topic: "t".into(), codec: "zstd" },
                 "topic t holds records compressed with zstd, which the kafka client cannot read: set kafka.client = \"librdkafka\"",

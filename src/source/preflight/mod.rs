@@ -32,6 +32,38 @@ impl std::fmt::Display for Problem {
 /// Asks the configured brokers in their order. Fails only if none of them can be read from: with what is wrong at each.
 /// Otherwise it returns what is wrong with topics and group, asked of the first that is well.
 pub fn check(kafka: &config::Kafka, timeout: Duration) -> Result<Vec<Problem>, Vec<Problem>> {
+    let (broker, findings) = ask_each(kafka, timeout, examine)?;
+    Ok(problems(&broker, findings))
+}
+
+/// Why it is not known which rights are missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// No broker answers now.
+    Unanswered,
+    /// Brokers of this age tell nobody's rights: they do since Kafka 2.8.
+    Untold,
+}
+
+/// The rights that this user lacks for reading, asked of the first broker that answers.
+///
+/// # Errors
+/// Nobody can tell.
+pub fn denials(kafka: &config::Kafka, timeout: Duration) -> Result<Vec<Problem>, Unknown> {
+    let (broker, findings) = ask_each(kafka, timeout, missing_rights).map_err(|_| Unknown::Unanswered)?;
+    findings.map(|findings| problems(&broker, findings)).ok_or(Unknown::Untold)
+}
+
+fn problems(broker: &str, findings: Vec<Finding>) -> Vec<Problem> {
+    findings.into_iter().map(|finding| Problem { broker: broker.to_owned(), finding }).collect()
+}
+
+/// The first broker that can be read from, and what `ask` says of it.
+fn ask_each<T>(
+    kafka: &config::Kafka,
+    timeout: Duration,
+    ask: impl Fn(&config::Kafka, &str, Duration) -> Result<T, Finding>,
+) -> Result<(String, T), Vec<Problem>> {
     let by = Instant::now() + timeout * 3;
     let mut problems: Vec<Problem> = Vec::new();
     for address in &kafka.brokers {
@@ -41,8 +73,8 @@ pub fn check(kafka: &config::Kafka, timeout: Duration) -> Result<Vec<Problem>, V
             problems.push(Problem { broker: address.clone(), finding });
             continue;
         }
-        match examine(kafka, address, timeout) {
-            Ok(found) => return Ok(found.into_iter().map(|finding| Problem { broker: address.clone(), finding }).collect()),
+        match ask(kafka, address, timeout) {
+            Ok(found) => return Ok((address.clone(), found)),
             Err(finding) => problems.push(Problem { broker: address.clone(), finding }),
         }
     }
@@ -61,25 +93,57 @@ pub fn refusal(kafka: &config::Kafka, timeout: Duration) -> Option<String> {
     lasting.then(|| problems.first().map(ToString::to_string)).flatten()
 }
 
-/// One broker: `Err` is why it cannot be read from at all.
-fn examine(kafka: &config::Kafka, address: &str, timeout: Duration) -> Result<Vec<Finding>, Finding> {
+/// A broker that has let us in, and what it says of the topics.
+struct Inside {
+    door: Door,
+    wire: Wire,
+    versions: Versions,
+    cluster: Cluster,
+}
+
+/// `Err` is why this broker cannot be read from at all.
+fn enter(kafka: &config::Kafka, address: &str, timeout: Duration) -> Result<Inside, Finding> {
     let door = Door::of(kafka).map_err(Finding::Tls)?;
     let (mut wire, versions) = door.enter(address, timeout).map_err(|refusal| explain(kafka, address, timeout, refusal))?;
     fits(kafka, &versions)?;
-    let cluster = match broker::metadata(wire.until(timeout), &versions, &kafka.topics) {
-        Ok(cluster) => cluster,
-        Err(fault) => return Err(refused_after_versions(kafka, address, timeout, &door, fault)),
-    };
-    let mut findings: Vec<Finding> = cluster.topics.iter().filter_map(of_topic).collect();
-    if let Some(code) = group_refused(&door, &mut wire, &kafka.group, timeout) {
-        findings.push(Finding::GroupDenied { group: kafka.group.clone(), code });
+    match broker::metadata(wire.until(timeout), &versions, &kafka.topics) {
+        Ok(cluster) => Ok(Inside { door, wire, versions, cluster }),
+        Err(fault) => Err(refused_after_versions(kafka, address, timeout, &door, fault)),
+    }
+}
+
+/// What is wrong with topics and group.
+fn examine(kafka: &config::Kafka, address: &str, timeout: Duration) -> Result<Vec<Finding>, Finding> {
+    let mut inside = enter(kafka, address, timeout)?;
+    let mut findings: Vec<Finding> = inside.cluster.topics.iter().filter_map(of_topic).collect();
+    if is_group_denied(&mut inside, &kafka.group, timeout) == Some(true) {
+        findings.push(Finding::GroupDenied(kafka.group.clone()));
     }
     if kafka.client == KafkaClient::Kafka {
-        for topic in cluster.topics.iter().filter(|topic| topic.error == 0) {
-            findings.extend(unreadable(&door, &cluster, topic, timeout));
+        for topic in inside.cluster.topics.iter().filter(|topic| topic.error == 0 && !topic.rights.lacks_read()) {
+            findings.extend(unreadable(&inside.door, &inside.cluster, topic, timeout));
         }
     }
     Ok(findings)
+}
+
+/// Only the rights; `None`: this broker does not tell them.
+fn missing_rights(kafka: &config::Kafka, address: &str, timeout: Duration) -> Result<Option<Vec<Finding>>, Finding> {
+    let mut inside = enter(kafka, address, timeout)?;
+    if !inside.versions.has(broker::METADATA, 10) || !inside.versions.has(broker::DESCRIBE_GROUPS, 3) {
+        return Ok(None);
+    }
+    let mut findings: Vec<Finding> = inside.cluster.topics.iter().filter_map(of_topic).filter(Finding::is_denial).collect();
+    // To the pure-Rust client the group is but a place for numbers that tools show.
+    if kafka.client == KafkaClient::Librdkafka {
+        match is_group_denied(&mut inside, &kafka.group, timeout) {
+            Some(true) => findings.push(Finding::GroupDenied(kafka.group.clone())),
+            Some(false) => {}
+            // The coordinator does not answer.
+            None => return Err(Finding::Silent),
+        }
+    }
+    Ok(Some(findings))
 }
 
 /// Whether client and broker have versions in common.
@@ -164,6 +228,7 @@ fn speaks_tls(address: &str, timeout: Duration) -> bool {
 fn of_topic(topic: &Topic) -> Option<Finding> {
     let name = topic.name.clone();
     match topic.error {
+        0 | 5 if topic.rights.lacks_read() => Some(Finding::TopicUnreadable(name)),
         0 | 5 => None,
         3 => Some(Finding::TopicMissing(name)),
         29 => Some(Finding::TopicDenied(name)),
@@ -171,16 +236,24 @@ fn of_topic(topic: &Topic) -> Option<Finding> {
     }
 }
 
-/// Kafka's error code where this user may not use the group; anything else about it is left to the client.
-fn group_refused(door: &Door, wire: &mut Wire, group: &str, timeout: Duration) -> Option<i16> {
-    let denied = |code: &i16| *code == 30;
-    match broker::coordinator(wire.until(timeout), group) {
-        Ok(Err(code)) => Some(code).filter(denied),
-        Ok(Ok(address)) => {
-            let (mut wire, _) = door.enter(&address, timeout).ok()?;
-            broker::committed(&mut wire, group, "txrelay", 0).ok()?.err().filter(denied)
-        }
-        Err(_) => None,
+/// Whether this user may not join the group; `None`: nobody tells now, and what it is the client finds out.
+fn is_group_denied(inside: &mut Inside, group: &str, timeout: Duration) -> Option<bool> {
+    const DENIED: i16 = 30;
+    let address = match broker::coordinator(inside.wire.until(timeout), group).ok()? {
+        Ok(address) => address,
+        Err(code) => return (code == DENIED).then_some(true),
+    };
+    let (mut wire, versions) = inside.door.enter(&address, timeout).ok()?;
+    // Whoever may describe a group is given its offsets, and may all the same not join it.
+    if versions.has(broker::DESCRIBE_GROUPS, 3) {
+        return match broker::group_rights(&mut wire, group).ok()? {
+            Ok(rights) => Some(rights.lacks_read()),
+            Err(code) => (code == DENIED).then_some(true),
+        };
+    }
+    match broker::committed(&mut wire, group, "txrelay", 0).ok()? {
+        Ok(_) => Some(false),
+        Err(code) => Some(code == DENIED),
     }
 }
 

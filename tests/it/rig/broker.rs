@@ -8,6 +8,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::metadata::{Metadata, MetadataPartition};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::{LIMIT, env, unique};
@@ -151,10 +152,7 @@ impl Admin {
         let done = block_on(self.client.create_partitions(&[wanted], &options())).expect("Kafka answers");
         done[0].as_ref().expect("partitions are added");
         super::eventually("they are known", || {
-            let consumer: BaseConsumer =
-                ClientConfig::new().set("bootstrap.servers", &self.brokers).create().expect("a consumer");
-            let known = consumer.fetch_metadata(Some(topic), LIMIT).expect("metadata");
-            known.topics()[0].partitions().iter().filter(|partition| partition.leader() >= 0).count() == partitions
+            self.leaders(topic).into_iter().filter(|leader| *leader >= 0).count() == partitions
         });
     }
 
@@ -167,6 +165,21 @@ impl Admin {
         }
         let done = block_on(self.client.alter_configs([&config], &options())).expect("Kafka answers");
         done[0].as_ref().expect("the settings are taken");
+    }
+
+    fn metadata(&self, topic: &str) -> Metadata {
+        let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", &self.brokers).create().expect("a consumer");
+        consumer.fetch_metadata(Some(topic), LIMIT).expect("metadata")
+    }
+
+    /// Of each partition.
+    pub fn leaders(&self, topic: &str) -> Vec<i32> {
+        self.metadata(topic).topics()[0].partitions().iter().map(MetadataPartition::leader).collect()
+    }
+
+    /// Of all partitions together.
+    pub fn copies_in_step(&self, topic: &str) -> usize {
+        self.metadata(topic).topics()[0].partitions().iter().map(|partition| partition.isr().len()).sum()
     }
 
     /// First offset and high watermark.

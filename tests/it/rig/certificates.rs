@@ -57,9 +57,13 @@ impl Authority {
 
     /// For `host` (a DNS name, or a user's name), valid for a day from now or no longer.
     pub fn issue(&self, host: &str, expired: bool, folder: &Path, stem: &str) -> Issued {
+        self.issue_until(host, if expired { -DAY } else { DAY }, folder, stem)
+    }
+
+    /// That ends so many seconds from now.
+    pub fn issue_until(&self, host: &str, ends: i64, folder: &Path, stem: &str) -> Issued {
         let key = new_key();
-        let (from, to) = if expired { (-2 * DAY, -DAY) } else { (-DAY, DAY) };
-        let mut builder = begin(host, &key, from, to);
+        let mut builder = begin(host, &key, ends.min(0) - DAY, ends);
         builder.set_issuer_name(self.certificate.subject_name()).expect("an issuer");
         let name = SubjectAlternativeName::new().dns(host).build(&builder.x509v3_context(Some(&self.certificate), None));
         builder.append_extension(name.expect("a name")).expect("an extension");

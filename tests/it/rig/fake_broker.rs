@@ -304,48 +304,48 @@ fn message(offset: i64, value: &[u8]) -> Vec<u8> {
 }
 
 #[derive(Default)]
-struct Out(Vec<u8>);
+pub(super) struct Out(pub(super) Vec<u8>);
 
 impl Out {
-    fn raw(mut self, bytes: &[u8]) -> Self {
+    pub(super) fn raw(mut self, bytes: &[u8]) -> Self {
         self.0.extend(bytes);
         self
     }
-    fn i8(self, n: i8) -> Self {
+    pub(super) fn i8(self, n: i8) -> Self {
         self.raw(&n.to_be_bytes())
     }
-    fn i16(self, n: i16) -> Self {
+    pub(super) fn i16(self, n: i16) -> Self {
         self.raw(&n.to_be_bytes())
     }
-    fn i32(self, n: i32) -> Self {
+    pub(super) fn i32(self, n: i32) -> Self {
         self.raw(&n.to_be_bytes())
     }
     fn i64(self, n: i64) -> Self {
         self.raw(&n.to_be_bytes())
     }
-    fn string(self, text: &str) -> Self {
+    pub(super) fn string(self, text: &str) -> Self {
         self.i16(text.len() as i16).raw(text.as_bytes())
     }
 }
 
-struct In<'a>(&'a [u8]);
+pub(super) struct In<'a>(pub(super) &'a [u8]);
 
 impl<'a> In<'a> {
-    fn bytes(&mut self, n: usize) -> &'a [u8] {
+    pub(super) fn bytes(&mut self, n: usize) -> &'a [u8] {
         let (head, rest) = self.0.split_at(n);
         self.0 = rest;
         head
     }
-    fn i16(&mut self) -> i16 {
+    pub(super) fn i16(&mut self) -> i16 {
         i16::from_be_bytes(self.bytes(2).try_into().expect("two"))
     }
-    fn i32(&mut self) -> i32 {
+    pub(super) fn i32(&mut self) -> i32 {
         i32::from_be_bytes(self.bytes(4).try_into().expect("four"))
     }
     fn i64(&mut self) -> i64 {
         i64::from_be_bytes(self.bytes(8).try_into().expect("eight"))
     }
-    fn string(&mut self) {
+    pub(super) fn string(&mut self) {
         let n = self.i16();
         self.bytes(usize::try_from(n).unwrap_or(0));
     }

@@ -234,8 +234,14 @@ pub struct Load {
 impl Load {
     /// Some `per_second` transactions, named `prefix-0` and so on.
     pub fn start(topic: &str, prefix: &str, per_second: usize) -> Self {
+        Self::on(&bootstrap(), topic, prefix, per_second)
+    }
+
+    /// On these brokers. Each record stands in the log once, also when a broker dies before it has answered.
+    pub fn on(brokers: &str, topic: &str, prefix: &str, per_second: usize) -> Self {
         const TICK: Duration = Duration::from_millis(50);
-        let topic = Topic::existing(topic);
+        let producer = producer(brokers, &[("enable.idempotence", "true")]);
+        let topic = Topic { name: topic.to_owned(), brokers: brokers.to_owned(), producer };
         let prefix = prefix.to_owned();
         let (stop, stopped) = bounded(0);
         let thread = std::thread::spawn(move || {
