@@ -392,6 +392,48 @@ fn a_service_that_becomes_slow_is_sent_nothing_twice_and_costs_no_thread() {
     assert_eq!(relay.count("select count(*) from attempt where outcome = 7 or stale"), 0);
 }
 
+/// The way of one of them to the service is broken: it stops, says so, and what it had is delivered by the other.
+#[test]
+fn each_process_of_a_pipeline_has_a_gate_of_its_own_and_says_how_it_stands() {
+    let (topic, ledger) = (Topic::new(2), Ledger::start());
+    let mut relay = Relay::new(&topic.name, &ledger.url(), &format!("workers = 4\n{PROBES}"));
+    relay.start();
+    topic.transactions(ids("t", 0..20));
+    eventually("it works", || ledger.count("accepted") == 20);
+    let mut twin = relay.twin();
+    let nowhere = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number");
+    twin.edit(|file| file.replace(&ledger.url(), &format!("http://{nowhere}/")));
+    twin.start();
+    let mut n = 20;
+    eventually("its gate shuts", || {
+        topic.transactions(ids("t", n..n + 40));
+        n += 40;
+        is_shut(&twin)
+    });
+    assert_eq!((relay.metric("gate_open"), relay.metric("stalled{reason=\"gate_down\"}")), (Some(1.0), Some(0.0)));
+    assert_eq!(twin.metric("stalled{reason=\"gate_down\"}"), Some(1.0));
+    eventually("both heartbeats say so", || {
+        relay.count("select count(*) from process where gate_open and gate_why is null") == 1
+            && relay.count("select count(*) from process where not gate_open and gate_why is not null") == 1
+    });
+    let out = relay.command(&["status", "--json"]).output().expect("runs").stdout;
+    let status: Value = serde_json::from_slice(&out).expect("JSON");
+    let mut open: Vec<bool> =
+        status["processes"].as_array().expect("two").iter().filter_map(|one| one["gate"]["open"].as_bool()).collect();
+    open.sort_unstable();
+    assert_eq!(open, [false, true], "{status}");
+    eventually("the other delivers all", || ledger.count("accepted") == n as u64);
+    assert!(is_shut(&twin), "what the other delivers opens nothing");
+    eventually("all settled", || relay.count("select count(*) from delivery") == 0);
+    assert_eq!((twin.stop().code(), relay.stop().code()), (Some(0), Some(0)), "{}", twin.log());
+    assert_eq!(
+        relay.count("select coalesce(sum(spent_ms), 0)::bigint from delivery") + relay.count("select count(*) from dead"),
+        0
+    );
+    ledger.has_exactly(&ids("t", 0..n));
+    relay.balanced();
+}
+
 /// So that the numbers above stay those of a user's configuration, too.
 #[test]
 fn status_in_json_says_how_the_gate_stands() {

@@ -182,7 +182,7 @@ impl World {
     }
 
     fn is_poison(&self, id: u64) -> bool {
-        (id.wrapping_mul(2_654_435_761) % 1000) < (self.poison * 1000.0) as u64
+        (id.wrapping_add(self.seed * 7919).wrapping_mul(2_654_435_761) % 1000) < (self.poison * 1000.0) as u64
     }
 }
 
@@ -367,30 +367,44 @@ fn a_service_that_comes_back_is_met_at_its_capacity_however_it_was_down() {
     }
 }
 
-/// A run of `make bench-herd` once took a real overload for failures that are not of our making. Here the doubling meets the capacity
-/// at many different moments. In two of 351 (478/s and 919/s at 20 ms, seeds 161 and 194) it is still mistaken: a peak of 1.5, 3.3 %
-/// refused.
+/// Two of these once met the service with 1.5 times its capacity: what it had in reserve hid the overload, and the decrease was
+/// undone.
 #[test]
 fn whenever_the_service_comes_back_it_is_met_at_its_capacity() {
-    for shift in 0..16 {
-        let capacity = 470.0 + 11.0 * f64::from(shift);
-        let world = World { capacity, outage: 20.0, duration: 90.0, seed: 40 + shift as u64, ..WORLD };
-        let found = reaches("shifted", &world, USELESS, 1.25, 0.85, 0.02);
+    for (capacity, seed) in
+        [(478.0, 161), (919.0, 194), (470.0, 40), (481.0, 41), (503.0, 43), (569.0, 49), (624.0, 54), (37.0, 1)]
+    {
+        let world = World { capacity, outage: 6.0, backlog: (capacity * 62.0) as u64, duration: 72.0, seed, ..WORLD };
+        let found = reaches("shifted", &world, USELESS, 1.25, 0.85, 0.025);
         assert_eq!((found.dead, found.changes), (0, 2), "{capacity}: {found:?}");
+    }
+}
+
+fn swept(steps: u32, seeds: u64) {
+    let latencies = [0.001, 0.005, 0.02, 0.1];
+    for (step, seed) in (0..steps).flat_map(|step| (0..seeds).map(move |seed| (step, seed))) {
+        for (n, latency) in latencies.into_iter().enumerate() {
+            let part = (f64::from(step) + 0.25 * n as f64 + 0.07 * seed as f64) / f64::from(steps);
+            let capacity = (50.0 * 100f64.powf(part)).round();
+            let (workers, backlog) = (64.max((capacity * latency * 1.5) as usize), (capacity * 62.0) as u64);
+            let seed = 1000 * seed + u64::from(step);
+            let world = World { capacity, latency, workers, backlog, outage: 6.0, duration: 72.0, seed, ..WORLD };
+            let found = reaches("swept", &world, USELESS + workers as u64 - 64, 1.25, 0.85, 0.02);
+            assert_eq!((found.dead, found.changes), (0, 2), "{capacity} {latency}: {found:?}");
+        }
     }
 }
 
 #[test]
 fn whatever_its_capacity_and_its_latency_it_is_met_at_its_capacity() {
-    for (seed, step) in (0..24).enumerate() {
-        let capacity = 200.0 * 10f64.powf(f64::from(step / 3) / 7.0);
-        // 64 workers are less than 2,000/s at 100 ms need.
-        let (latency, workers) = [(0.001, 64), (0.02, 64), (0.1, 384)][step as usize % 3];
-        let backlog = (capacity * 62.0) as u64;
-        let world = World { capacity, latency, workers, backlog, outage: 6.0, duration: 70.0, seed: seed as u64, ..WORLD };
-        let found = reaches("swept", &world, USELESS + workers as u64 - 64, 1.25, 0.85, 0.02);
-        assert_eq!((found.dead, found.changes), (0, 2), "{capacity} {latency}: {found:?}");
-    }
+    swept(6, 1);
+}
+
+/// 50 to 5,000 a second at four latencies. Below 50 a single refusal is a large part: 3.4 % of them at 20/s, and a peak of 1.15.
+#[test]
+#[ignore = "takes minutes: make test-long"]
+fn every_capacity_at_every_latency_is_met_at_its_capacity() {
+    swept(40, 4);
 }
 
 #[test]
@@ -429,8 +443,18 @@ fn poison_neither_shuts_the_gate_nor_keeps_others_waiting() {
         assert_eq!(found.changes, 0, "{name}: {found:?}");
         assert!(found.last >= world.arrivals * (1.0 - world.poison) - 1.0 && found.waited < 1.0, "{name}: {found:?}");
     }
-    // 9.6 % used: each undone decrease had ended the doubling.
-    reaches("10 % of a backlog", &World { poison: 0.1, ..WORLD }, USELESS, 2.5, 0.85, 0.12);
+}
+
+/// Poison that has never failed before looks like overload, and is not ours. Its own arrivals come on top of what the service bears.
+#[test]
+fn poison_in_a_backlog_neither_stops_the_opening_nor_overruns_the_service() {
+    for (poison, capacity, seed) in
+        [(0.02, 500.0, 1), (0.05, 500.0, 1), (0.1, 500.0, 1), (0.1, 500.0, 2), (0.1, 2000.0, 1), (0.2, 500.0, 1)]
+    {
+        let backlog = (capacity * 62.0) as u64;
+        let world = World { poison, capacity, backlog, outage: 6.0, duration: 70.0, seed, ..WORLD };
+        reaches(&format!("{poison} of {capacity}"), &world, USELESS, 1.3 / (1.0 - poison), 0.7, 0.12);
+    }
 }
 
 /// F66. What fails at random is not of our making: throughput follows it. What fails at 95 % is down: twenty in a row come at once.
