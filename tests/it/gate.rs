@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::rig::{Ledger, Load, Relay, Topic, eventually, ids, throughout};
+use crate::rig::{Blackhole, Ledger, Load, Relay, Topic, eventually, ids, throughout};
 
 /// Probes that a test can wait for.
 const PROBES: &str = "[gate]\nprobe_every = \"200ms\"\nprobe_cap = \"400ms\"";
@@ -116,29 +116,6 @@ fn a_blackholed_service_shuts_the_gate_and_stops_nothing_else() {
     assert_eq!(relay.metric("attempts_unknown_total"), Some(0.0), "nothing was sent");
     assert_eq!(relay.count("select count(*) from dead"), 0);
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
-}
-
-/// A listener whose queue is full: the kernel drops further SYNs.
-struct Blackhole {
-    address: String,
-    _listener: std::os::fd::OwnedFd,
-    _queued: Vec<std::net::TcpStream>,
-}
-
-impl Blackhole {
-    fn new() -> Self {
-        use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
-        let listener = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
-        bind(&listener, &std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0)).expect("bound");
-        listen(&listener, 0).expect("it listens");
-        let address = std::net::SocketAddrV4::try_from(getsockname(&listener).expect("its name")).expect("an address");
-        let mut queued = Vec::new();
-        while let Ok(stream) = std::net::TcpStream::connect_timeout(&address.into(), Duration::from_millis(300)) {
-            queued.push(stream);
-            assert!(queued.len() < 100, "the queue is never full");
-        }
-        Self { address: address.to_string(), _listener: listener, _queued: queued }
-    }
 }
 
 #[test]

@@ -539,7 +539,7 @@ fn a_probe_is_one_that_never_failed_however_many_always_do() {
         let room = store.room.reserve_rows(1).expect("room");
         let who = Claimant { process: 1, lease, time: TIME };
         let began = Instant::now();
-        let claimed = store.session.claim_probe(who, room).expect("claimed").rows;
+        let claimed = store.session.claim_probe(who, room).expect("claimed").0.rows;
         assert!(began.elapsed() < Duration::from_secs(5), "it uses its indexes: {:?}", began.elapsed());
         claimed
     };

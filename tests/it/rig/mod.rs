@@ -1,6 +1,7 @@
 //! The rig: one call per boundary. Real PostgreSQL and Kafka (from the environment; missing = failure), the real binary, the
 //! bed's ledger service, all with a name of their own per test.
 
+mod blackhole;
 mod broker;
 mod certificates;
 mod fake_broker;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+pub use blackhole::Blackhole;
 pub use broker::{Admin, Broker};
 pub use certificates::{Authority, Issued, write_private};
 pub use fake_broker::{FETCH, FakeBroker, Fault, OFFSET_COMMIT, TOPIC};
