@@ -86,16 +86,16 @@ impl Claimer {
                 continue;
             }
             let plan = self.permits.plan(std::mem::take(&mut arrived));
-            if let Plan::Rest(time) = plan {
-                // What was due while the gate was shut may lie below what a claim looked at before.
-                floor.reset();
-                rest = time.min(self.poll);
-                continue;
-            }
             pulse::at("claiming", pulse::REMOTE);
             let turn = match plan {
+                Plan::Claim => self.turn(process, &mut floor, handoff),
                 Plan::Probe => self.probe(process, handoff),
-                Plan::Claim | Plan::Rest(_) => self.turn(process, &mut floor, handoff),
+                Plan::Rest(time) => {
+                    // What was due while the gate was shut may lie below what a claim looked at before.
+                    floor.reset();
+                    rest = time.min(self.poll);
+                    continue;
+                }
             };
             rest = match turn {
                 Ok(rest) => {

@@ -9,10 +9,6 @@ use crate::rig::{Blackhole, Ledger, Load, Relay, Topic, eventually, ids, through
 /// Probes that a test can wait for.
 const PROBES: &str = "[gate]\nprobe_every = \"200ms\"\nprobe_cap = \"400ms\"";
 
-fn answers(ledger: &Ledger, answer: &str) -> u64 {
-    ledger.summary()["by_answer"][answer].as_u64().unwrap_or(0)
-}
-
 fn is_shut(relay: &Relay) -> bool {
     relay.metric("gate_open") == Some(0.0)
 }
@@ -136,8 +132,8 @@ fn a_deploy_that_answers_400_to_everything_kills_few_and_the_printed_command_bri
     topic.transactions(sent.clone());
     eventually("the gate shuts", || is_shut(&relay));
     assert_eq!(relay.metric("stalled{reason=\"gate_misconfigured\"}"), Some(1.0));
-    let before = answers(&ledger, "400");
-    eventually("probes", || answers(&ledger, "400") >= before + 5);
+    let before = ledger.answered("400");
+    eventually("probes", || ledger.answered("400") >= before + 5);
     let dead = relay.count("select count(*) from dead");
     assert!((2..=1 + 20 + 8).contains(&dead), "{dead} are dead: refused probes stay open");
     ledger.behave(&json!({ "status": 400, "ids": ["own-0"] }));
@@ -181,7 +177,7 @@ fn a_retry_after_holds_everything_and_nonsense_is_counted_and_not_obeyed() {
         let text = text();
         ledger.behave(&json!({ "status": 503, "retry_after": text, "times": 1 }));
         topic.transactions(ids("r", 0..100));
-        eventually("it has said so", || answers(&ledger, "503") == 1);
+        eventually("it has said so", || ledger.answered("503") == 1);
         match pause {
             Some(seconds) => {
                 eventually("it is held", || relay.metric("stalled{reason=\"throttled\"}") == Some(1.0));
@@ -313,7 +309,7 @@ fn a_service_that_comes_back_is_not_met_by_a_herd() {
     ledger.behave(&json!([{ "status": 503, "body": "too much", "capacity": 200 }, { "delay_ms": 5 }]));
     eventually("all delivered", || ledger.count("accepted") == 1500);
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
-    let refused = answers(&ledger, "503").saturating_sub(down);
+    let refused = ledger.answered("503").saturating_sub(down);
     assert!(refused <= 75, "{refused} of 1500 refused: {}", ledger.summary());
     let mut at: Vec<u64> =
         ledger.all().iter().map(|request| request["at"].as_u64().expect("a time")).skip(down as usize).collect();
