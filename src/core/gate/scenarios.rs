@@ -44,11 +44,9 @@ fn a_service_that_comes_back_is_met_at_its_capacity_however_it_was_down() {
 /// undone.
 #[test]
 fn whenever_the_service_comes_back_it_is_met_at_its_capacity() {
-    for (capacity, seed) in
-        [(478.0, 161), (919.0, 194), (470.0, 40), (481.0, 41), (503.0, 43), (569.0, 49), (624.0, 54), (37.0, 1)]
-    {
+    for (capacity, seed) in [(478.0, 161), (919.0, 194), (470.0, 40), (481.0, 41), (503.0, 43), (569.0, 49), (624.0, 54)] {
         let world = World { capacity, outage: 6.0, backlog: (capacity * 62.0) as u64, duration: 72.0, seed, ..WORLD };
-        let found = reaches("shifted", &world, USELESS, 1.25, 0.85, 0.025);
+        let found = reaches("shifted", &world, USELESS, 1.25, 0.85, 0.02);
         assert_eq!((found.dead, found.changes), (0, 2), "{capacity}: {found:?}");
     }
 }
@@ -73,7 +71,17 @@ fn whatever_its_capacity_and_its_latency_it_is_met_at_its_capacity() {
     swept(6, 1);
 }
 
-/// 50 to 5,000 a second at four latencies. Below 50 a single refusal is a large part: 3.4 % of them at 20/s, and a peak of 1.15.
+/// Where a single refusal is a large part of all, more than 2 % of them are.
+#[test]
+fn a_service_that_bears_few_is_met_at_its_capacity_too() {
+    for (capacity, seed) in [(20.0, 0), (25.0, 7), (30.0, 10), (37.0, 1), (40.0, 21), (48.0, 9)] {
+        let world = World { capacity, outage: 6.0, backlog: (capacity * 62.0) as u64, duration: 72.0, seed, ..WORLD };
+        let found = reaches("few", &world, USELESS, 1.25, 0.6, 0.04);
+        assert_eq!((found.dead, found.changes), (0, 2), "{capacity}: {found:?}");
+    }
+}
+
+/// 50 to 5,000 a second at four latencies.
 #[test]
 #[ignore = "takes minutes: make test-long"]
 fn every_capacity_at_every_latency_is_met_at_its_capacity() {
