@@ -4,6 +4,8 @@
 # table, fails when a goal is missed, and writes an SVG of arrivals over time.
 #   --quick              one kind of outage, of 20 s, and no poison
 #   HERD_KINDS="503 refused hang 429 500 401"   HERD_LATENCIES="20 1"   HERD_SVG=docs/herd.svg   HERD_AT_ONCE=1
+#   HERD_PLAIN=0 HERD_STEADY=0 HERD_POISON=0   without plain backoff, the steady load or poison; HERD_KINDS="" without outages
+#   HERD_POISON_COUNT=40000
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 here=$root/tests/bed
@@ -43,7 +45,7 @@ wait_for_all() {
 }
 
 for latency in ${HERD_LATENCIES:-20 1}; do
-  for kind in ${HERD_KINDS:-503 refused hang 429 500 401}; do
+  for kind in ${HERD_KINDS-503 refused hang 429 500 401}; do
     herd "herd-$kind-$latency" "$kind" --outage "$outage" --latency-ms "$latency"
   done
 done
@@ -55,7 +57,7 @@ if [ "${HERD_POISON:-1}" != 0 ]; then
   export HERD_AT_ONCE=1
   for n in 1 2; do
     poison() { # NAME RULES
-      herd "poison-$1-$n" none --count 40000 --rate 0 --outage 0s --after 12s --capacity 0 --latency-ms 5 --rules "$2"
+      herd "poison-$1-$n" none --count "${HERD_POISON_COUNT:-40000}" --rate 0 --outage 0s --after 12s --capacity 0 --latency-ms 5 --rules "$2"
     }
     poison none '[]'
     poison 400 '[{"status":400,"share":0.001,"sticky":true}]'

@@ -86,16 +86,16 @@ impl Claimer {
                 continue;
             }
             let plan = self.permits.plan(std::mem::take(&mut arrived));
-            if let Plan::Rest(time) = plan {
-                // What was due while the gate was shut may lie below what a claim looked at before.
-                floor.reset();
-                rest = time.min(self.poll);
-                continue;
-            }
             pulse::at("claiming", pulse::REMOTE);
             let turn = match plan {
+                Plan::Claim => self.turn(process, &mut floor, handoff),
                 Plan::Probe => self.probe(process, handoff),
-                Plan::Claim | Plan::Rest(_) => self.turn(process, &mut floor, handoff),
+                Plan::Rest(time) => {
+                    // What was due while the gate was shut may lie below what a claim looked at before.
+                    floor.reset();
+                    rest = time.min(self.poll);
+                    continue;
+                }
             };
             rest = match turn {
                 Ok(rest) => {
@@ -134,7 +134,7 @@ impl Claimer {
         self.in_doubt = None;
         floor.learn(&claims);
         let rows = claimed.rows.len();
-        self.note(limit, &claims, rows, now);
+        self.note(&claims, rows, now);
         // Large payloads fill the room before the rows do: claim no more than fits, and try more again bit by bit.
         self.fitting = if claimed.too_much.is_empty() { self.fitting * 2 } else { rows }.clamp(1, CLAIM_LIMITS[3]);
         self.hand_over(claimed.rows, handoff)?;
@@ -160,8 +160,9 @@ impl Claimer {
         self.clear_doubt()?;
         let who = Claimant { process, lease: rand::random(), time: self.time };
         self.in_doubt = Some(who.lease);
-        let mut claimed = self.link.run(|session| session.claim_probe(who, room))?;
+        let (mut claimed, claims) = self.link.run(|session| session.claim_probe(who, room))?;
         self.in_doubt = None;
+        self.note_lost(&claims);
         let Some(leased) = claimed.rows.pop() else {
             if !claimed.too_much.is_empty() {
                 self.link.run(|session| session.give_back(&claimed.too_much, Duration::ZERO))?;
@@ -217,16 +218,20 @@ impl Claimer {
             .find_map(|limit| Some((limit, self.room.reserve_rows(limit)?)))
     }
 
-    fn note(&self, limit: usize, claims: &Claims, rows: usize, began: Instant) {
+    fn note(&self, claims: &Claims, rows: usize, began: Instant) {
         // A claim of a single row that found one is full, but says nothing of a backlog until it is repeated at once.
         self.room.claimed(claims.short, Instant::now());
         self.metrics.commit_duration_seconds.with_label_values(&["claim"]).observe(began.elapsed().as_secs_f64());
         if rows > 0 {
             self.metrics.batch_rows.with_label_values(&["claim"]).observe(rows as f64);
         }
+        self.note_lost(claims);
+    }
+
+    fn note_lost(&self, claims: &Claims) {
         if claims.lost > 0 {
             self.metrics.attempts_total.with_label_values(&["lost"]).inc_by(claims.lost as u64);
-            log::warn!(rows = claims.lost; "{} of {rows} claimed deliveries had leases that ran out (limit {limit})", claims.lost);
+            log::warn!(rows = claims.lost; "{} of the claimed deliveries had leases that ran out", claims.lost);
         }
     }
 }

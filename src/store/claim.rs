@@ -93,10 +93,10 @@ impl Session {
 
     /// Claims one delivery, due or not, to find out whether the service accepts again: one that was never tried if there is
     /// one, so that a delivery that always fails does not keep the gate shut.
-    pub fn claim_probe(&mut self, who: Claimant, room: Reservation) -> Result<Claimed, StoreError> {
-        let (mut claimed, _) = self.claim_with(&CLAIM_PROBE, 1, who, None, room)?;
+    pub fn claim_probe(&mut self, who: Claimant, room: Reservation) -> Result<(Claimed, Claims), StoreError> {
+        let (mut claimed, claims) = self.claim_with(&CLAIM_PROBE, 1, who, None, room)?;
         claimed.rows.iter_mut().for_each(|leased| leased.probe = true);
-        Ok(claimed)
+        Ok((claimed, claims))
     }
 
     fn claim_with(

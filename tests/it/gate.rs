@@ -4,14 +4,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::rig::{Ledger, Load, Relay, Topic, eventually, ids, throughout};
+use crate::rig::{Blackhole, Ledger, Load, Relay, Topic, eventually, ids, throughout};
 
 /// Probes that a test can wait for.
 const PROBES: &str = "[gate]\nprobe_every = \"200ms\"\nprobe_cap = \"400ms\"";
-
-fn answers(ledger: &Ledger, answer: &str) -> u64 {
-    ledger.summary()["by_answer"][answer].as_u64().unwrap_or(0)
-}
 
 fn is_shut(relay: &Relay) -> bool {
     relay.metric("gate_open") == Some(0.0)
@@ -118,29 +114,6 @@ fn a_blackholed_service_shuts_the_gate_and_stops_nothing_else() {
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
 }
 
-/// A listener whose queue is full: the kernel drops further SYNs.
-struct Blackhole {
-    address: String,
-    _listener: std::os::fd::OwnedFd,
-    _queued: Vec<std::net::TcpStream>,
-}
-
-impl Blackhole {
-    fn new() -> Self {
-        use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
-        let listener = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
-        bind(&listener, &std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 0)).expect("bound");
-        listen(&listener, 0).expect("it listens");
-        let address = std::net::SocketAddrV4::try_from(getsockname(&listener).expect("its name")).expect("an address");
-        let mut queued = Vec::new();
-        while let Ok(stream) = std::net::TcpStream::connect_timeout(&address.into(), Duration::from_millis(300)) {
-            queued.push(stream);
-            assert!(queued.len() < 100, "the queue is never full");
-        }
-        Self { address: address.to_string(), _listener: listener, _queued: queued }
-    }
-}
-
 #[test]
 fn a_deploy_that_answers_400_to_everything_kills_few_and_the_printed_command_brings_them_back() {
     let (topic, ledger) = (Topic::new(2), Ledger::start());
@@ -159,8 +132,8 @@ fn a_deploy_that_answers_400_to_everything_kills_few_and_the_printed_command_bri
     topic.transactions(sent.clone());
     eventually("the gate shuts", || is_shut(&relay));
     assert_eq!(relay.metric("stalled{reason=\"gate_misconfigured\"}"), Some(1.0));
-    let before = answers(&ledger, "400");
-    eventually("probes", || answers(&ledger, "400") >= before + 5);
+    let before = ledger.answered("400");
+    eventually("probes", || ledger.answered("400") >= before + 5);
     let dead = relay.count("select count(*) from dead");
     assert!((2..=1 + 20 + 8).contains(&dead), "{dead} are dead: refused probes stay open");
     ledger.behave(&json!({ "status": 400, "ids": ["own-0"] }));
@@ -204,7 +177,7 @@ fn a_retry_after_holds_everything_and_nonsense_is_counted_and_not_obeyed() {
         let text = text();
         ledger.behave(&json!({ "status": 503, "retry_after": text, "times": 1 }));
         topic.transactions(ids("r", 0..100));
-        eventually("it has said so", || answers(&ledger, "503") == 1);
+        eventually("it has said so", || ledger.answered("503") == 1);
         match pause {
             Some(seconds) => {
                 eventually("it is held", || relay.metric("stalled{reason=\"throttled\"}") == Some(1.0));
@@ -336,7 +309,7 @@ fn a_service_that_comes_back_is_not_met_by_a_herd() {
     ledger.behave(&json!([{ "status": 503, "body": "too much", "capacity": 200 }, { "delay_ms": 5 }]));
     eventually("all delivered", || ledger.count("accepted") == 1500);
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
-    let refused = answers(&ledger, "503").saturating_sub(down);
+    let refused = ledger.answered("503").saturating_sub(down);
     assert!(refused <= 75, "{refused} of 1500 refused: {}", ledger.summary());
     let mut at: Vec<u64> =
         ledger.all().iter().map(|request| request["at"].as_u64().expect("a time")).skip(down as usize).collect();
@@ -390,6 +363,48 @@ fn a_service_that_becomes_slow_is_sent_nothing_twice_and_costs_no_thread() {
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
     assert_eq!(ledger.count("requests"), 340, "each once");
     assert_eq!(relay.count("select count(*) from attempt where outcome = 7 or stale"), 0);
+}
+
+/// The way of one of them to the service is broken: it stops, says so, and what it had is delivered by the other.
+#[test]
+fn each_process_of_a_pipeline_has_a_gate_of_its_own_and_says_how_it_stands() {
+    let (topic, ledger) = (Topic::new(2), Ledger::start());
+    let mut relay = Relay::new(&topic.name, &ledger.url(), &format!("workers = 4\n{PROBES}"));
+    relay.start();
+    topic.transactions(ids("t", 0..20));
+    eventually("it works", || ledger.count("accepted") == 20);
+    let mut twin = relay.twin();
+    let nowhere = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number");
+    twin.edit(|file| file.replace(&ledger.url(), &format!("http://{nowhere}/")));
+    twin.start();
+    let mut n = 20;
+    eventually("its gate shuts", || {
+        topic.transactions(ids("t", n..n + 40));
+        n += 40;
+        is_shut(&twin)
+    });
+    assert_eq!((relay.metric("gate_open"), relay.metric("stalled{reason=\"gate_down\"}")), (Some(1.0), Some(0.0)));
+    assert_eq!(twin.metric("stalled{reason=\"gate_down\"}"), Some(1.0));
+    eventually("both heartbeats say so", || {
+        relay.count("select count(*) from process where gate_open and gate_why is null") == 1
+            && relay.count("select count(*) from process where not gate_open and gate_why is not null") == 1
+    });
+    let out = relay.command(&["status", "--json"]).output().expect("runs").stdout;
+    let status: Value = serde_json::from_slice(&out).expect("JSON");
+    let mut open: Vec<bool> =
+        status["processes"].as_array().expect("two").iter().filter_map(|one| one["gate"]["open"].as_bool()).collect();
+    open.sort_unstable();
+    assert_eq!(open, [false, true], "{status}");
+    eventually("the other delivers all", || ledger.count("accepted") == n as u64);
+    assert!(is_shut(&twin), "what the other delivers opens nothing");
+    eventually("all settled", || relay.count("select count(*) from delivery") == 0);
+    assert_eq!((twin.stop().code(), relay.stop().code()), (Some(0), Some(0)), "{}", twin.log());
+    assert_eq!(
+        relay.count("select coalesce(sum(spent_ms), 0)::bigint from delivery") + relay.count("select count(*) from dead"),
+        0
+    );
+    ledger.has_exactly(&ids("t", 0..n));
+    relay.balanced();
 }
 
 /// So that the numbers above stay those of a user's configuration, too.

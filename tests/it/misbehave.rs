@@ -8,7 +8,7 @@ use std::time::Duration;
 use openssl::ssl::{SslAcceptor, SslFiletype, SslMethod, SslVersion};
 
 use crate::rig::{
-    Authority, Opening, Peer, Relay, Request, Rogue, Then, Topic, eventually, ids, transaction, unique, within_bounds,
+    Authority, Blackhole, Opening, Peer, Relay, Request, Rogue, Then, Topic, eventually, ids, transaction, unique, within_bounds,
 };
 
 /// Outcome, status, and whether it was sent, of an attempt.
@@ -301,18 +301,10 @@ fn what_cannot_be_sent_is_known_to_be_unsent_and_delivered_later() {
         "timeout = \"5s\"\nconnect_timeout = \"500ms\"\nworkers = 4\n[retry]\nbase = \"50ms\"\n[gate]\nprobe_cap = \"200ms\"";
     let mut relay = Relay::new(&topic.name, &rogue.url(), more);
     let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number");
-    // A queue that is full: Linux drops the SYN of whoever comes then.
-    let full = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).expect("a socket");
-    rustix::net::bind(&full, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).expect("bound");
-    rustix::net::listen(&full, 0).expect("listening");
-    let hole: std::net::SocketAddr = rustix::net::getsockname(&full).expect("bound").try_into().expect("IPv4");
-    let held: Vec<_> =
-        (0..4).map_while(|_| std::net::TcpStream::connect_timeout(&hole, Duration::from_millis(300)).ok()).collect();
-    assert!(held.len() < 4, "the queue is full");
-
+    let hole = Blackhole::new();
     let places = [
         ("refused", format!("http://{free}/")),
-        ("hole", format!("http://{hole}/")),
+        ("hole", format!("http://{}/", hole.address)),
         ("name", "https://nowhere.invalid/".to_owned()),
     ];
     let mut all = Vec::new();

@@ -539,19 +539,22 @@ fn a_probe_is_one_that_never_failed_however_many_always_do() {
         let room = store.room.reserve_rows(1).expect("room");
         let who = Claimant { process: 1, lease, time: TIME };
         let began = Instant::now();
-        let claimed = store.session.claim_probe(who, room).expect("claimed").rows;
+        let claimed = store.session.claim_probe(who, room).expect("claimed").0.rows;
         assert!(began.elapsed() < Duration::from_secs(5), "it uses its indexes: {:?}", began.elapsed());
         claimed
     };
-    // The 64 earliest and the 64 newest are poison; so is what is found, until it comes to those that are due next.
+    // The 64 earliest and the 64 newest are poison, as are ten thousands between them.
+    let found = probe(&mut store, 1);
+    assert_eq!((found[0].id, found[0].probe, found[0].attempt), (fresh, true, 1), "what was never tried");
     let newest = "insert into tx (id, transaction_id, payload, partition, kafka_offset, topic_id, incarnation) \
          values (20000000, 'new', 'x', 0, 99999, 1, 0); insert into delivery (id, due_at) values (20000000, now())";
-    let found = probe(&mut store, 1);
-    assert_eq!((found.len(), found[0].probe, found[0].attempt), (1, true, 4), "rather poison than nothing");
     store.session.client().batch_execute(newest).expect("a new one");
     assert_eq!(probe(&mut store, 2)[0].id, 20_000_000, "what has just come");
-    store.session.client().batch_execute("delete from delivery where id > 10000050 and id <> 20000000").expect("deleted");
-    assert_eq!(probe(&mut store, 3)[0].id, fresh, "what was never tried");
+    // In the middle of the others, by its id and by its time: one that an outage failed.
+    let middle = "update delivery set spent_ms = 0 where id = 10010001";
+    store.session.client().batch_execute(middle).expect("one that did not fail by itself");
+    assert_eq!(probe(&mut store, 3)[0].id, 10_010_001, "rather one that did not fail by itself");
+    assert_eq!(probe(&mut store, 30)[0].attempt, 4, "rather poison than nothing");
     // Nothing but what waits for its next attempt is left, due or not.
     let rest = "delete from delivery where id > 10000002; delete from delivery where id < 10000000; \
          update delivery set due_at = now() + interval '1 hour', lease = null where id = 10000001; \

@@ -1,12 +1,15 @@
 //! The gate in front of the service: a breaker with probes, a request rate that grows and shrinks, and the suspects' share.
 //!
 //! Times are since some fixed instant of the process, jitter is drawn by the caller from [0, 1). Who holds it asks before each
-//! request ([`Gate::start`]) and reports each answer ([`Gate::report`]). The simulation of it stands in `simulation.rs`.
+//! request ([`Gate::start`]) and reports each answer ([`Gate::report`]). How it does in front of a simulated service
+//! stands in `scenarios.rs`.
 
 mod breaker;
 mod pace;
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod scenarios;
 #[cfg(test)]
 mod simulation;
 pub mod suspects;

@@ -3,6 +3,14 @@
 //!
 //! The rate and not the concurrency: against a service that refuses fast, concurrency alone meets it with many times its
 //! capacity (reference simulation: 12,000 to 86,000 useless requests in 100 s; by the rate, 340).
+//!
+//! Once more than a twentieth of the answers say "too much", the rate falls to just below what was accepted, and a trial begins.
+//! Was it our rate, then hardly any of these failures are left. If they are, the rate falls once more, and only if that does not
+//! help either, they are not of our making: both decreases are undone, and that share of failures is tolerated for a while. The
+//! second trial is there because what a service has in reserve hides an overload for a moment: the share before the first
+//! decrease may be far too small, and a decrease that was undone by mistake once met a service with 1.5 times its capacity.
+//! From the rate of a decrease on it grows slowly, so that it stays close to what the service bears; half as much again is a
+//! sign that it bears more now, or that the decrease was a mistake, and it doubles as in an opening.
 
 use std::time::Duration;
 
@@ -14,18 +22,24 @@ const LEAST: f64 = 1.0;
 const FORGET: Duration = Duration::from_secs(30);
 /// Overload: more than this share of the answers since the last decision.
 const SHARE: f64 = 0.05;
-/// Answers that a decision takes, at the least; fewer after a second.
+/// Answers that a decision takes, at the least; fewer after half a second.
 const ANSWERS: u64 = 50;
 const FEW_ANSWERS: u64 = 10;
-/// A run without a failure in which so many were to be expected is not by chance: one in 20 is that long (e^-3).
-const RUN: f64 = 3.0;
+/// Overload is plain, however few the answers, where it is beyond [`SHARE`] by three standard deviations, and so many.
+const PLAIN: u64 = 4;
 /// Between two decisions, at the least.
 const APART: Duration = Duration::from_millis(250);
+/// For so long the effect of a decrease is looked at, unless twice [`ANSWERS`] come sooner.
+const TRIAL: Duration = Duration::from_secs(2);
+/// It has helped if no more than this part of the share of overloads is left.
+const LEFT: f64 = 1.0 / 3.0;
 /// Over less than these seconds no rate is measured, and none is lowered: it would be too far below what was accepted.
 const MOMENT: f64 = 0.05;
 /// The time in which the rate doubles until overload shows, and its growth per second from then on.
 const DOUBLES: f64 = 0.5;
 const GROWS: f64 = 0.05;
+/// So far above the rate of the last decrease, that one says nothing any more, and the rate doubles again.
+const BEYOND: f64 = 1.5;
 /// Failures that are not of our making are left alone for so long.
 const TOLERATED: Duration = Duration::from_secs(10);
 /// The tokens that may gather, in seconds of the rate: timers wake late, and then a few starts are made up for.
@@ -45,8 +59,7 @@ pub(super) struct Pace {
     /// Since the last decision.
     since: Counts,
     decided_at: Duration,
-    /// The decreases whose effect is awaited.
-    before: Option<Before>,
+    trial: Option<Trial>,
     /// A share of failures that no decrease lowers, and until when it is left alone.
     tolerated: (f64, Duration),
     /// When it last was the limit.
@@ -61,8 +74,6 @@ struct Counts {
     begun: u64,
     answers: u64,
     overloads: u64,
-    /// `begun` when the first overload was answered.
-    clean: u64,
 }
 
 impl Counts {
@@ -70,40 +81,23 @@ impl Counts {
     fn share(&self) -> f64 {
         self.overloads as f64 / self.begun.max(self.answers).max(1) as f64
     }
-
-    /// Their share from the first one on, without it, where more went well before it than do by chance: what a service has in
-    /// reserve hides an overload for a moment, and the share of the whole would be that of a much smaller one.
-    fn share_once_seen(&self) -> f64 {
-        let rest = self.begun.max(self.answers).saturating_sub(self.clean);
-        let share = self.overloads.saturating_sub(1) as f64 / rest.max(1) as f64;
-        if rest >= FEW_ANSWERS && self.clean as f64 * share > RUN { share.max(self.share()) } else { self.share() }
-    }
 }
 
-/// What there was before the first of some decreases in a row, and what they come to.
+/// A decrease whose effect is awaited.
 #[derive(Debug, Clone, Copy)]
-struct Before {
+struct Trial {
+    /// The share of overloads before it.
     share: f64,
+    /// The one before it did not help either.
+    is_second: bool,
+    /// Where to go back to, should neither help.
     rate: f64,
     ceiling: f64,
-    factor: f64,
-}
-
-impl Before {
-    /// Whether failures became fewer as they do when it was our rate that caused them: then as many are accepted as before,
-    /// and otherwise fewer by the same factor. In between lies the geometric mean. A share that is no longer too large never gets here.
-    ///
-    /// A share that is much smaller than before says the same; one that is larger, that the first was seen too early (what a
-    /// service has in reserve hides an overload for a moment), and nothing else.
-    fn is_of_our_making(&self, share: f64) -> bool {
-        let is_alike = (0.6..1.25).contains(&(share / self.share.max(1e-9)));
-        !is_alike || self.factor * (1.0 - share) / (1.0 - self.share).max(1e-9) > self.factor.sqrt()
-    }
 }
 
 /// How many more of `n` than their mean share may fail by chance: two standard deviations.
-fn by_chance(share: f64, n: u64) -> f64 {
-    2.0 * (n as f64 * share * (1.0 - share)).max(0.0).sqrt()
+fn by_chance(share: f64, n: f64) -> f64 {
+    2.0 * (n * share * (1.0 - share)).max(0.0).sqrt()
 }
 
 impl Pace {
@@ -116,7 +110,7 @@ impl Pace {
             filled_at: now,
             since: Counts::default(),
             decided_at: now,
-            before: None,
+            trial: None,
             tolerated: (0.0, now),
             limiting_at: now,
         }
@@ -183,9 +177,6 @@ impl Pace {
             return;
         }
         self.since.answers += 1;
-        if overload && self.since.overloads == 0 {
-            self.since.clean = self.since.begun;
-        }
         self.since.overloads += u64::from(overload);
         self.decide(now);
     }
@@ -201,48 +192,66 @@ impl Pace {
         let Counts { begun, answers, overloads, .. } = self.since;
         let time = now.saturating_sub(self.decided_at);
         let tolerated = if now < self.tolerated.1 { self.tolerated.0 } else { 0.0 };
+        let (n, bad) = (begun.max(answers) as f64, overloads as f64);
         let most = SHARE + tolerated;
-        // What a decrease has done is looked at twice as long: taken for a success by chance, it would not be undone.
-        let answers_needed = if self.before.is_some() { ANSWERS * 2 } else { ANSWERS };
-        let enough = |n: u64, time_for_few: Duration| n >= if time >= time_for_few { FEW_ANSWERS } else { answers_needed };
-        let begun = begun.max(answers);
-        let is_too_much = overloads as f64 > most * begun as f64 + by_chance(tolerated, begun);
-        if is_too_much && time.as_secs_f64() >= MOMENT && enough(answers, APART * 4) {
-            self.decrease(self.measured(now), now);
-        } else if overloads as f64 <= most * answers as f64 && time >= APART && enough(answers, APART * 2) {
-            self.before = None;
-            self.increase(self.measured(now), time, now);
-        } else {
-            return;
+        let is_plain = overloads >= PLAIN && bad > most * n + 3.0 * (most * n).sqrt();
+        let is_enough = |time_for_few, many| answers >= if time >= time_for_few { FEW_ANSWERS } else { many };
+        let is_too_soon = time.as_secs_f64() < MOMENT;
+        if let Some(trial) = self.trial {
+            if is_too_soon || !(is_enough(TRIAL, ANSWERS * 2) || is_plain && !trial.is_second) {
+                return;
+            }
+            if self.since.share() > trial.share * LEFT {
+                if trial.is_second {
+                    self.undo(trial, now)
+                } else {
+                    self.decrease(Some(trial), now)
+                }
+                return;
+            }
+            self.trial = None;
         }
+        let is_too_much = bad > most * n + by_chance(tolerated, n);
+        if is_too_much && !is_too_soon && (is_plain || is_enough(APART * 2, ANSWERS)) {
+            self.decrease(None, now);
+        } else if bad <= most * answers as f64 && time >= APART && is_enough(APART * 2, ANSWERS) {
+            self.increase(time, now);
+        }
+    }
+
+    /// The next decision is about what begins from now on.
+    fn decided(&mut self, now: Duration) {
         (self.since, self.decided_at) = (Counts::default(), now);
         self.tokens = self.tokens.min(1.0);
     }
 
-    fn decrease(&mut self, measured: f64, now: Duration) {
-        let share = self.since.share();
-        if let Some(before) = self.before.filter(|before| !before.is_of_our_making(share)) {
-            // Where nothing limited it, a backlog of the meantime must not come all at once.
-            (self.rate, self.ceiling) = (Some(before.rate), before.ceiling);
-            self.tolerated = (share.max(before.share), now + TOLERATED);
-            (self.before, self.limiting_at) = (None, now);
-            return;
-        }
-        // By a fifth, or at once to just below what was accepted, where that is less.
+    /// By a fifth, or at once to just below what was accepted, where that is less.
+    fn decrease(&mut self, failed: Option<Trial>, now: Duration) {
+        let (measured, share) = (self.measured(now), self.since.share());
+        // Where nothing limited it, a backlog of the meantime must not come all at once.
+        let from = self.rate.map_or((measured, measured), |rate| (rate, self.ceiling));
+        let (rate, ceiling) = failed.map_or(from, |failed| (failed.rate, failed.ceiling));
+        self.trial = Some(Trial { share, is_second: failed.is_some(), rate, ceiling });
         let factor = (0.9 * (1.0 - share)).clamp(0.3, 0.8);
-        let first = self.before.unwrap_or(Before {
-            share: self.since.share_once_seen(),
-            rate: self.rate.unwrap_or(measured),
-            ceiling: self.rate.map_or(measured, |_| self.ceiling),
-            factor: 1.0,
-        });
-        self.before = Some(Before { share: share.max(first.share), factor: first.factor * factor, ..first });
         let rate = (self.rate().min(measured) * factor).max(LEAST);
         (self.rate, self.ceiling, self.limiting_at) = (Some(rate), rate, now);
+        self.decided(now);
     }
 
-    fn increase(&mut self, measured: f64, time: Duration, now: Duration) {
+    /// These failures are not of our making.
+    fn undo(&mut self, trial: Trial, now: Duration) {
+        self.tolerated = (self.since.share(), now + TOLERATED);
+        (self.rate, self.ceiling, self.limiting_at, self.trial) = (Some(trial.rate), trial.ceiling, now, None);
+        self.decided(now);
+    }
+
+    fn increase(&mut self, time: Duration, now: Duration) {
+        let measured = self.measured(now);
+        self.decided(now);
         let Some(rate) = self.rate else { return };
+        if rate > self.ceiling * BEYOND {
+            self.ceiling = f64::INFINITY;
+        }
         if measured >= 0.8 * rate {
             let doubled = rate * 2f64.powf(time.as_secs_f64() / DOUBLES).min(2.0);
             let grown = rate * (1.0 + GROWS * time.as_secs_f64().min(20.0));
@@ -255,8 +264,8 @@ impl Pace {
 
     /// Nobody reports while nothing happens: a rate that is not the limit is forgotten then, too.
     pub(super) fn look(&mut self, now: Duration) {
-        if self.rate.is_some() && now.saturating_sub(self.limiting_at) > FORGET && self.since.answers == 0 {
-            self.rate = None;
+        if self.rate.is_some() && now.saturating_sub(self.limiting_at) > FORGET && self.since.answers < FEW_ANSWERS {
+            (self.rate, self.trial) = (None, None);
         }
     }
 

@@ -189,6 +189,24 @@ proptest! {
     }
 
     #[test]
+    fn starts_never_exceed_the_rate_whatever_it_just_is(steps in steps()) {
+        let mut held = Held::new(Settings::default());
+        let (mut rate, mut from, mut starts) = (f64::INFINITY, Duration::ZERO, 0);
+        for step in &steps {
+            let (began, _) = held.step(step);
+            starts += u32::from(began == Some(false));
+            if rate > 0.0 && rate.is_finite() {
+                let allowed = (rate * 0.02).max(1.0) + rate * (held.now - from).as_secs_f64() + 1e-6;
+                prop_assert!(f64::from(starts) <= allowed, "{} of {} at {}/s", starts, allowed, rate);
+            }
+            let after = held.gate.rate(held.now);
+            if after != rate {
+                (rate, from, starts) = (after, held.now, 0);
+            }
+        }
+    }
+
+    #[test]
     fn it_shuts_after_so_many_failures_in_a_row_and_not_before(shut_after in 1usize..100) {
         let mut held = Held::new(Settings { shut_after, ..Settings::default() });
         let fails = |id| Step {

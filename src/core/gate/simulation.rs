@@ -1,5 +1,5 @@
-//! The gate in front of a service that has a capacity, with the rules of `fault` and `backoff` around it: the scenarios by
-//! which it was designed, with the figures that it must reach. Seeds are fixed, steps are half a millisecond.
+//! The gate in front of a service that has a capacity, with the rules of `fault` and `backoff` around it. Seeds are fixed, steps
+//! are half a millisecond. What it must come to stands in `scenarios.rs`.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -17,34 +17,34 @@ const STEP: f64 = 0.0005;
 const REFUSAL: f64 = 0.002;
 
 /// What happens, and when.
-struct World {
+pub(super) struct World {
     /// Seconds a request takes.
-    latency: f64,
-    capacity: f64,
+    pub(super) latency: f64,
+    pub(super) capacity: f64,
     /// Until then it is down, with this status (0: it hangs for `timeout`).
-    outage: f64,
-    down: u16,
-    timeout: f64,
-    retry_after: Option<Duration>,
+    pub(super) outage: f64,
+    pub(super) down: u16,
+    pub(super) timeout: f64,
+    pub(super) retry_after: Option<Duration>,
     /// Due at the start, and coming per second.
-    backlog: u64,
-    arrivals: f64,
-    workers: usize,
-    duration: f64,
+    pub(super) backlog: u64,
+    pub(super) arrivals: f64,
+    pub(super) workers: usize,
+    pub(super) duration: f64,
     /// From a tenth of the capacity to all of it in so many seconds after the outage.
-    cold: f64,
+    pub(super) cold: f64,
     /// The capacity halves then.
-    halves: f64,
+    pub(super) halves: f64,
     /// This share of deliveries always fails, with this status (0: after 2 s).
-    poison: f64,
-    poisoned: u16,
+    pub(super) poison: f64,
+    pub(super) poisoned: u16,
     /// This share of requests fails with this status.
-    random: f64,
-    random_status: u16,
-    seed: u64,
+    pub(super) random: f64,
+    pub(super) random_status: u16,
+    pub(super) seed: u64,
 }
 
-const WORLD: World = World {
+pub(super) const WORLD: World = World {
     latency: 0.02,
     capacity: 500.0,
     outage: 60.0,
@@ -65,32 +65,32 @@ const WORLD: World = World {
 };
 
 /// Without an outage.
-const HEALTHY: World =
+pub(super) const HEALTHY: World =
     World { outage: 0.0, backlog: 0, duration: 60.0, capacity: 5000.0, arrivals: 1000.0, latency: 0.005, ..WORLD };
 
 /// What came of it.
 #[derive(Debug, Default)]
-struct Found {
+pub(super) struct Found {
     /// Requests while it was down.
-    useless: u64,
+    pub(super) useless: u64,
     /// Most in a second after the outage, as a share of the capacity.
-    peak: f64,
+    pub(super) peak: f64,
     /// First acceptance after the outage, in seconds.
-    resumed: f64,
+    pub(super) resumed: f64,
     /// Share of the capacity used in the minute after that.
-    used: f64,
+    pub(super) used: f64,
     /// Requests refused for want of capacity, and all after the outage.
-    refused: u64,
-    after: u64,
-    accepted: u64,
-    dead: u64,
-    changes: u32,
+    pub(super) refused: u64,
+    pub(super) after: u64,
+    pub(super) accepted: u64,
+    pub(super) dead: u64,
+    pub(super) changes: u32,
     /// Good ones that waited for their first attempt, the longest, in seconds.
-    waited: f64,
+    pub(super) waited: f64,
     /// Accepted per second in the last half minute.
-    last: f64,
+    pub(super) last: f64,
     /// When no good delivery was open any more after the outage; infinite if never.
-    drained: f64,
+    pub(super) drained: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -140,7 +140,7 @@ fn time(seconds: f64) -> Duration {
 }
 
 impl World {
-    fn run(&self) -> Found {
+    pub(super) fn run(&self) -> Found {
         let mut run = Run {
             world: self,
             gate: Gate::new(Settings::default(), Duration::ZERO),
@@ -182,7 +182,7 @@ impl World {
     }
 
     fn is_poison(&self, id: u64) -> bool {
-        (id.wrapping_mul(2_654_435_761) % 1000) < (self.poison * 1000.0) as u64
+        (id.wrapping_add(self.seed * 7919).wrapping_mul(2_654_435_761) % 1000) < (self.poison * 1000.0) as u64
     }
 }
 
@@ -328,120 +328,5 @@ impl Run<'_> {
         self.found.used = sum(&self.good, first, first + 600) / (capacity * 60.0);
         self.found.last = sum(&self.good, to - 300, to) / 30.0;
         self.found
-    }
-}
-
-/// What a scenario must come to. The reference simulation of the design (a decrease by a fifth, judged by the share of failures alone)
-/// came to the figures in brackets beside each.
-#[track_caller]
-fn reaches(name: &str, world: &World, useless: u64, peak: f64, used: f64, refused: f64) -> Found {
-    let found = world.run();
-    assert!(found.useless <= useless, "{name}: {} useless requests, {found:?}", found.useless);
-    assert!(found.peak <= peak, "{name}: a peak of {}, {found:?}", found.peak);
-    assert!(found.used >= used, "{name}: {} of the capacity used, {found:?}", found.used);
-    assert!(found.refused as f64 <= refused * found.after as f64, "{name}: {} refused, {found:?}", found.refused);
-    found
-}
-
-/// `shut_after` and the workers.
-const USELESS: u64 = 20 + 64 + 13;
-
-#[test]
-fn a_service_that_comes_back_is_met_at_its_capacity_however_it_was_down() {
-    for (name, world) in [
-        ("1 ms", World { latency: 0.001, ..WORLD }), // 76 useless, 1.21 of the capacity, 93.4 % used, 0.8 % refused
-        ("20 ms", WORLD),                            // 76, 1.24, 93.2 %, 0.8 %
-        ("100 ms", World { latency: 0.1, ..WORLD }), // 76, 1.09, 93.1 %, 0.6 %
-        ("it hung", World { down: 0, ..WORLD }),
-        ("it said 429 and Retry-After", World { down: 429, retry_after: Some(Duration::from_secs(5)), ..WORLD }),
-        // Each comes alone and brings the next pause: it is held, and never shuts.
-        (
-            "it said 429 to one at a time",
-            World { down: 429, retry_after: Some(Duration::from_secs(5)), backlog: 0, arrivals: 400.0, ..WORLD },
-        ),
-        ("it said 401", World { down: 401, ..WORLD }),
-    ] {
-        let found = reaches(name, &world, USELESS, 1.15, 0.92, 0.01);
-        assert!(found.dead == 0 && [0, 2].contains(&found.changes), "{name}: {found:?}");
-        assert!(found.resumed <= 6.1 && found.last >= 470.0, "{name}: {found:?}");
-    }
-}
-
-/// A run of `make bench-herd` once took a real overload for failures that are not of our making. Here the doubling meets the capacity
-/// at many different moments. In two of 351 (478/s and 919/s at 20 ms, seeds 161 and 194) it is still mistaken: a peak of 1.5, 3.3 %
-/// refused.
-#[test]
-fn whenever_the_service_comes_back_it_is_met_at_its_capacity() {
-    for shift in 0..16 {
-        let capacity = 470.0 + 11.0 * f64::from(shift);
-        let world = World { capacity, outage: 20.0, duration: 90.0, seed: 40 + shift as u64, ..WORLD };
-        let found = reaches("shifted", &world, USELESS, 1.25, 0.85, 0.02);
-        assert_eq!((found.dead, found.changes), (0, 2), "{capacity}: {found:?}");
-    }
-}
-
-#[test]
-fn whatever_its_capacity_and_its_latency_it_is_met_at_its_capacity() {
-    for (seed, step) in (0..24).enumerate() {
-        let capacity = 200.0 * 10f64.powf(f64::from(step / 3) / 7.0);
-        // 64 workers are less than 2,000/s at 100 ms need.
-        let (latency, workers) = [(0.001, 64), (0.02, 64), (0.1, 384)][step as usize % 3];
-        let backlog = (capacity * 62.0) as u64;
-        let world = World { capacity, latency, workers, backlog, outage: 6.0, duration: 70.0, seed: seed as u64, ..WORLD };
-        let found = reaches("swept", &world, USELESS + workers as u64 - 64, 1.25, 0.85, 0.02);
-        assert_eq!((found.dead, found.changes), (0, 2), "{capacity} {latency}: {found:?}");
-    }
-}
-
-#[test]
-fn a_deploy_that_refuses_everything_kills_no_more_than_it_takes_to_shut() {
-    let found = reaches("400", &World { down: 400, ..WORLD }, USELESS, 1.15, 0.92, 0.01);
-    assert!(found.dead < 20, "{found:?}");
-}
-
-#[test]
-fn a_service_that_wakes_slowly_or_loses_half_of_itself_is_followed() {
-    // 76, 1.06, 57.8 % of what will be its capacity, 0.6 %
-    reaches("cold start", &World { cold: 60.0, ..WORLD }, USELESS, 1.15, 0.55, 0.01);
-    // 76, 1.24, 81.4 %, 1.1 %
-    let found = reaches("half is lost", &World { halves: 110.0, ..WORLD }, USELESS, 1.15, 0.8, 0.03);
-    assert!(found.last >= 230.0, "{found:?}");
-}
-
-#[test]
-fn thirty_seconds_of_outage_are_made_up_for_in_ten() {
-    for seed in 1..=8 {
-        let world = World { backlog: 0, capacity: 5000.0, outage: 30.0, duration: 80.0, seed, ..WORLD };
-        let found = reaches("200/s", &world, 60, 1.0, 0.0, 0.0); // 26 useless, 0.64
-        assert!(found.drained <= 11.0, "the first probe may come 6 s after the recovery: {found:?}");
-    }
-}
-
-#[test]
-fn poison_neither_shuts_the_gate_nor_keeps_others_waiting() {
-    for (name, world) in [
-        ("10 % 503", World { poison: 0.1, ..HEALTHY }),
-        ("40 % 503", World { poison: 0.4, ..HEALTHY }),
-        ("1 % time out", World { poison: 0.01, poisoned: 0, ..HEALTHY }),
-        ("1 % 500", World { poison: 0.01, poisoned: 500, ..HEALTHY }),
-    ] {
-        let found = reaches(name, &world, 0, 1.0, 0.0, 0.0); // peaks 0.34, 0.81, 0.2
-        assert_eq!(found.changes, 0, "{name}: {found:?}");
-        assert!(found.last >= world.arrivals * (1.0 - world.poison) - 1.0 && found.waited < 1.0, "{name}: {found:?}");
-    }
-    // 9.6 % used: each undone decrease had ended the doubling.
-    reaches("10 % of a backlog", &World { poison: 0.1, ..WORLD }, USELESS, 2.5, 0.85, 0.12);
-}
-
-/// F66. What fails at random is not of our making: throughput follows it. What fails at 95 % is down: twenty in a row come at once.
-#[test]
-fn throughput_falls_as_a_service_fails_at_random() {
-    for (random, status, least) in [(0.1, 500, 990.0), (0.5, 500, 980.0), (0.1, 503, 800.0), (0.5, 503, 600.0)] {
-        let found = World { random, random_status: status, ..HEALTHY }.run();
-        assert!(found.last >= least && found.changes == 0 && found.waited < 5.0, "{random} {status}: {found:?}");
-    }
-    for status in [500, 503] {
-        let found = World { random: 0.95, random_status: status, duration: 600.0, ..HEALTHY }.run();
-        assert!(found.after < 700 && found.accepted >= 3 && found.changes <= 20, "{status}: {found:?}");
     }
 }

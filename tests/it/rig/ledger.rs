@@ -54,6 +54,11 @@ impl Ledger {
         serde_json::from_str(&self.get("/_/summary")).expect("JSON")
     }
 
+    /// How many requests it has answered so: a status, or an action.
+    pub fn answered(&self, answer: &str) -> u64 {
+        self.summary()["by_answer"][answer].as_u64().unwrap_or(0)
+    }
+
     pub fn count(&self, what: &str) -> u64 {
         self.summary()[what].as_u64().unwrap_or_else(|| panic!("no {what} in the summary"))
     }

@@ -2,6 +2,7 @@
 //! bed's ledger service, all with a name of their own per test.
 
 mod acl;
+mod blackhole;
 mod broker;
 mod certificates;
 mod fake_broker;
@@ -20,6 +21,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 pub use acl::{On, Right, To};
+pub use blackhole::Blackhole;
 pub use broker::{Admin, Broker};
 pub use certificates::{Authority, Issued, write_private};
 pub use fake_broker::{FETCH, FakeBroker, Fault, OFFSET_COMMIT, TOPIC};
