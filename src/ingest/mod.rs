@@ -8,10 +8,12 @@ mod batch;
 mod check;
 mod consumer;
 mod damage;
+mod lost;
 mod persist;
 mod proof;
 mod refused;
 mod secrets;
+mod topics;
 mod turn;
 
 pub use consumer::{Consumer, OpenSource, Parts as ConsumerParts};
