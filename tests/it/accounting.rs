@@ -8,6 +8,7 @@ use rand::{RngExt, SeedableRng};
 use txrelay::core::audit::{Audit, Problem};
 use txrelay::store::Session;
 
+use crate::reconcile::command;
 use crate::rig::{Ledger, Relay, Topic, eventually, ids, wrong_offsets};
 use crate::store::{Store, role};
 
@@ -357,12 +358,6 @@ fn one_process_audits_until_it_ends_or_falls_silent() {
 
 fn imbalance(relay: &Relay, equation: &str) -> Option<f64> {
     relay.metric(&format!("ledger_imbalance{{equation=\"{equation}\"}}"))
-}
-
-fn command(relay: &Relay, args: &[&str]) -> (Option<i32>, String) {
-    let output = relay.command(args).output().expect("txrelay runs");
-    let text = String::from_utf8(output.stdout).expect("text") + &String::from_utf8_lossy(&output.stderr);
-    (output.status.code(), text)
 }
 
 #[test]

@@ -38,14 +38,6 @@ fn everything_arrives(brokers: &str, codecs: &[&str], with_transactions: bool, s
     relay.balanced();
 }
 
-/// What the daemon has used of a core.
-fn cpu(relay: &Relay) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", relay.pid())).expect("it runs");
-    // User and system time, in hundredths of a second (proc(5)); the name before them may hold blanks.
-    let fields = stat.rsplit_once(')').expect("a name").1.split_whitespace().skip(11).take(2);
-    Duration::from_millis(fields.map(|field| field.parse::<u64>().expect("a number") * 10).sum())
-}
-
 const ALL: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
 
 #[test]
@@ -141,9 +133,9 @@ fn a_broker_that_dies_and_comes_back_costs_the_pure_rust_client_nothing() {
     for round in 0..3 {
         broker.kill_9();
         eventually("it is noticed", || relay.metric("stalled{reason=\"kafka\"}") == Some(1.0));
-        let (began, before) = (Instant::now(), cpu(&relay));
+        let (began, before) = (Instant::now(), relay.cpu());
         std::thread::sleep(Duration::from_secs(5));
-        let used = cpu(&relay) - before;
+        let used = relay.cpu() - before;
         assert!(used < began.elapsed() / 4, "{used:?} of CPU while nobody is there");
         broker.up();
         all.extend(topic.write(round, ids(&format!("b{round}"), 0..50)));
