@@ -52,9 +52,9 @@ impl PutOff {
     pub(super) fn show(&mut self, health: &Health, now: Instant) {
         self.known.retain(|_, (at, _)| now.saturating_duration_since(*at) < 2 * PUT_OFF);
         let Some((_, words)) = self.known.values().min_by_key(|(at, _)| *at) else {
-            return health.go("put-off", "postgres");
+            return health.go("put-off", "schema");
         };
         let more = if self.known.len() > 1 { format!("; and {} more", self.known.len() - 1) } else { String::new() };
-        health.wait("put-off", "postgres", format!("{words}{more}"));
+        health.wait("put-off", "schema", format!("{words}{more}"));
     }
 }

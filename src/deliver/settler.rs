@@ -97,6 +97,7 @@ impl Settler {
             self.wait(&error, pieces.iter().map(Vec::len).sum())?;
         }
         self.health.go("settler", "postgres");
+        self.health.go("settler", "schema");
         self.metrics.commit_duration_seconds.with_label_values(&["settle"]).observe(began.elapsed().as_secs_f64());
         Ok(())
     }
@@ -157,7 +158,9 @@ impl Settler {
                 log::warn!(outcomes = n; "failed to write {n} outcomes, they are kept and written again: {error}{note}");
             }
         }
-        self.health.wait("settler", "postgres", format!("PostgreSQL: {error}"));
+        // It answers: somebody has altered the schema.
+        let reason = if error.refuses_rows() { "schema" } else { "postgres" };
+        self.health.wait("settler", reason, format!("PostgreSQL: {error}"));
         anyhow::ensure!(
             !self.stop.is_overdue(),
             "gave up writing {n} outcomes at the end of shutdown.timeout: their leases end, and they are sent again"

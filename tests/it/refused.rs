@@ -330,7 +330,7 @@ fn outcomes_refused(which: &str, fail_points: &str) -> (Topic, Ledger, Relay) {
     (topic, ledger, relay)
 }
 
-const STALLED: &str = "stalled{reason=\"postgres\"}";
+const STALLED: &str = "stalled{reason=\"schema\"}";
 
 /// A trigger on `attempt`: the batch was written again and again, and nothing that was in it was ever settled.
 #[test]
