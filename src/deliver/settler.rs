@@ -71,6 +71,9 @@ impl Settler {
 
     /// Writes all of them, in as few transactions as PostgreSQL takes: what it refuses is halved until the culprit is alone.
     fn write(&mut self, process: ProcessId, batch: &mut Vec<Settlement>) -> anyhow::Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
         let began = Instant::now();
         let mut pieces = VecDeque::from([batch.drain(..).collect::<Vec<_>>()]);
         while let Some(mut piece) = pieces.pop_front() {
@@ -103,9 +106,6 @@ impl Settler {
     }
 
     fn settle(&mut self, process: ProcessId, piece: &[Settlement]) -> Result<(), StoreError> {
-        if piece.is_empty() {
-            return Ok(());
-        }
         let stale = self.link.run(|session| session.settle(process, piece))?;
         self.put_off.taken(piece);
         self.metrics.settles_stale_total.inc_by(stale as u64);
