@@ -118,7 +118,7 @@ fn a_partition_without_a_leader_is_somebodys_and_the_others_are_read_without_a_b
     // The group's coordinator is the first, by now.
     let second = broker.joined_by();
     Admin::of(&broker.address).add_partition_on(&topic.name, 2, 2);
-    let lonely = topic.write(1, ids("lonely", 0..10));
+    let lonely = topic.grown().write(1, ids("lonely", 0..10));
     second.stop();
 
     relay.env("FAILPOINTS", "unassigned=return(1000)");

@@ -59,7 +59,7 @@ fn the_first_hole_of_a_topic_that_was_made_again_is_looked_at_as_that_of_any_oth
         relay.start();
         eventually("all are delivered", || ledger.count("accepted") as usize == expected.len());
         eventually("the marker is passed", || relay.count("select max(next_offset) from consumer_position") == 12);
-        assert!(relay.log().contains("looked again at 5..6 of "), "{}", relay.log());
+        assert!(relay.log().contains("looked again at 5.."), "{}", relay.log());
         assert_eq!(relay.count("select skipped from consumer_position"), 2);
         every_offset_is_in_one_place(&relay);
         assert!(relay.stop().success());
