@@ -227,7 +227,14 @@ fn what_retention_deletes_is_counted_and_a_row_that_goes_among_them_is_noticed()
     // It stays one finding while retention goes on, and counts as one.
     for below in [below, below + 5] {
         let life = store.session.moment(None).expect("a moment").lives[0].id.clone();
-        let problem = Problem::Purged { life, offsets: 0..below, holes: (vec![0..2], false), missing: 2, deleted: (1, 1) };
+        let problem = Problem::Purged {
+            life,
+            offsets: 0..below,
+            holes: (vec![0..2], false),
+            traces: (vec![], false),
+            missing: 2,
+            deleted: (1, 1),
+        };
         store.session.audit_keep(&[problem]).expect("kept");
     }
     assert_eq!(store.number("select to_offset from audit_finding"), below + 5);
