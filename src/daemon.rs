@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::{Config, Current, Refused};
 use crate::core::gate::suspects;
-use crate::deliver::{Acceptances, Claimer, Fill, Flow, Permits, Settler, Worker};
+use crate::deliver::{Acceptances, Claimer, Fill, Flow, Permits, PutOff, Settler, Worker};
 use crate::downstream::Service;
 use crate::ingest::{Consumer, ConsumerParts};
 use crate::ops::certificates::Certificates;
@@ -233,6 +233,8 @@ fn start(current: &Current) -> anyhow::Result<Running> {
         metrics: metrics.clone(),
         health: health.clone(),
         stop: stop_intake.clone(),
+        put_off: PutOff::default(),
+        throttle: Throttle::per_minute(),
     };
     let outcomes = flow.outcomes.1;
     thread("settler".into(), Box::new(move || settler.run(&for_settler, &outcomes)))?;

@@ -138,6 +138,8 @@ pub struct Audit {
     seen_before: i64,
     /// Transactions read.
     rows: u64,
+    /// Ids of accepted attempts whose transactions are not there, ascending, one more than are named. Retention deletes both at once.
+    traces: Vec<i64>,
     is_done: bool,
     whole: bool,
     /// Whether ranges are kept by place, too.
@@ -146,7 +148,7 @@ pub struct Audit {
 
 /// So many ranges of a place are kept; what comes behind them is only counted.
 pub const RANGES: usize = 20_000;
-/// Where too much was deleted, so many ranges that have no row are named.
+/// Where too much was deleted, so many ranges that have no row are named, and so many transactions that left attempts behind.
 const HOLES: usize = 12;
 
 impl Audit {
@@ -158,6 +160,7 @@ impl Audit {
             after,
             seen_before,
             rows: 0,
+            traces: Vec::new(),
             is_done: false,
             whole: false,
             by_place: false,
@@ -258,6 +261,10 @@ impl Audit {
         for of_one in lost.chunk_by(|a, b| a.0 == b.0) {
             problems.push(Problem::WithoutTransaction { id: of_one[0].0, states: of_one.iter().map(|one| one.1).collect() });
         }
+        let mut traces = delivered.unmatched();
+        traces.dedup();
+        self.traces.extend(traces);
+        self.traces.truncate(HOLES + 1);
         self.rows += rows.len() as u64;
         self.after = self.after.max(upto);
         problems
@@ -437,6 +444,7 @@ impl Audit {
                     life: life.id.clone(),
                     offsets: life.first..life.purged.below.max(life.first),
                     holes: (holes, first_holes.len() > HOLES),
+                    traces: (self.traces.iter().take(HOLES).copied().collect(), self.traces.len() > HOLES),
                     missing,
                     deleted,
                 });

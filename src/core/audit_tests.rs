@@ -75,4 +75,8 @@ fn what_retention_deleted_is_only_counted() {
     assert_eq!((problems[0].kind(), problems[0].place()), ("purged", Some((&life(6).id, 0..4))));
     let said = "3 of these offsets have no row, and retention has deleted 1 of them: 2 are missing, among 0-1, 3";
     assert_eq!(problems[0].words(), said);
+    // Of these nobody but a person deletes the one and leaves the other.
+    audit.take(Chunk { delivered: vec![7, 7, 9], ..chunk(8, &[]) });
+    let said = format!("{said}; deleted by hand, for their attempts are still there: tx.id 7, 9");
+    assert_eq!(audit.purged(&deleted(1))[0].words(), said);
 }

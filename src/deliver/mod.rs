@@ -8,6 +8,7 @@ mod claimer;
 mod flow;
 mod notices;
 mod permits;
+mod put_off;
 mod settler;
 mod worker;
 
@@ -15,5 +16,6 @@ pub use acceptances::Acceptances;
 pub use claimer::Claimer;
 pub use flow::{Fill, Flow};
 pub use permits::{Permits, Plan};
+pub use put_off::PutOff;
 pub use settler::Settler;
 pub use worker::Worker;

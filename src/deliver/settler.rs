@@ -1,12 +1,15 @@
 //! The settler: writes outcomes in batches. It retries the write, never the request.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, select};
 
-use crate::failpoint::failpoint;
+use super::put_off::{PUT_OFF, PutOff};
+use crate::config::value::show_duration;
+use crate::failpoint::{self, failpoint};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::ops::pulse;
@@ -35,6 +38,10 @@ pub struct Settler {
     pub health: Health,
     /// Its deadline is until when it tries to write at a stop; it ends when the workers are gone.
     pub stop: Stop,
+    /// Deliveries whose outcomes PostgreSQL refuses; begin with none.
+    pub put_off: PutOff,
+    /// What was said lately.
+    pub throttle: Throttle,
 }
 
 impl Settler {
@@ -46,13 +53,13 @@ impl Settler {
             // Stopped before the store was open: then nothing was leased either.
             recv(self.stop.signal()) -> _ => 0,
         };
-        let mut throttle = Throttle::per_minute();
         let mut batch = Vec::with_capacity(BATCH);
         let mut last = None;
-        while collect(outcomes, &mut batch, &mut last) {
+        while collect(outcomes, &mut batch, &mut last, self.put_off.patience()) {
             pulse::at("writing outcomes", pulse::REMOTE);
             failpoint("thread-settler");
-            self.write(process, &mut batch, &mut throttle)?;
+            self.write(process, &mut batch)?;
+            self.put_off.show(&self.health, Instant::now());
             // Not after the first batch: the rows of those that still wait may be due again, and a claim would send them twice.
             // It comes to this soon, because without claims nothing fresh is born leased either.
             if outcomes.is_empty() {
@@ -62,76 +69,131 @@ impl Settler {
         Ok(())
     }
 
-    fn write(&mut self, process: ProcessId, batch: &mut Vec<Settlement>, throttle: &mut Throttle) -> anyhow::Result<()> {
+    /// Writes all of them, in as few transactions as PostgreSQL takes: what it refuses is halved until the culprit is alone.
+    fn write(&mut self, process: ProcessId, batch: &mut Vec<Settlement>) -> anyhow::Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
         let began = Instant::now();
-        loop {
-            let error = match self.settle(process, batch, throttle) {
-                Ok(stale) => {
-                    self.health.go("settler", "postgres");
-                    self.metrics.settles_stale_total.inc_by(stale as u64);
-                    self.metrics.batch_rows.with_label_values(&["settle"]).observe(batch.len() as f64);
-                    self.metrics.commit_duration_seconds.with_label_values(&["settle"]).observe(began.elapsed().as_secs_f64());
-                    batch.clear();
-                    return Ok(());
+        let mut pieces = VecDeque::from([batch.drain(..).collect::<Vec<_>>()]);
+        while let Some(mut piece) = pieces.pop_front() {
+            pulse::at("writing outcomes", pulse::REMOTE);
+            let error = match self.settle(process, &piece) {
+                Ok(()) => continue,
+                Err(error) if error.refuses_rows() && piece.len() > 1 => {
+                    pieces.push_front(piece.split_off(piece.len() / 2));
+                    pieces.push_front(piece);
+                    continue;
                 }
+                Err(error) if error.refuses_rows() => match self.set_aside(process, &piece[0], error) {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
                 Err(error) => error,
             };
-            self.unsettled.store(true, Ordering::Release);
-            self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
-            if let Some(note) = throttle.admit(error.kind(), Instant::now()) {
-                log::warn!(outcomes = batch.len(); "failed to write {} outcomes, they are kept and written again: {error}{note}", batch.len());
-            }
-            self.health.wait("settler", "postgres", format!("PostgreSQL: {error}"));
-            anyhow::ensure!(
-                !self.stop.is_overdue(),
-                "gave up writing {} outcomes at the end of shutdown.timeout: their leases end, and they are sent again",
-                batch.len()
-            );
-            pulse::at("waiting to write outcomes again", pulse::PROMPT);
-            // The signal ends this wait once; from then on short waits up to the deadline: outcomes are flushed during a stop.
-            if self.stop.is_stopping() {
-                std::thread::sleep(Duration::from_millis(100));
+            // Another one is tried next: perhaps it is only this one that is refused.
+            if error.refuses_rows() {
+                pieces.push_back(piece)
             } else {
-                self.stop.wait(self.link.pause(rand::random()));
+                pieces.push_front(piece)
             }
+            self.wait(&error, pieces.iter().map(Vec::len).sum())?;
         }
+        self.health.go("settler", "postgres");
+        self.health.go("settler", "schema");
+        self.metrics.commit_duration_seconds.with_label_values(&["settle"]).observe(began.elapsed().as_secs_f64());
+        Ok(())
     }
 
-    /// One batch; one that PostgreSQL refuses is halved until the culprit is alone. It settles without its text; if that is
-    /// refused too (somebody changed rows by hand), it is left to its lease, loudly, so that it cannot hold up the others.
-    fn settle(&mut self, process: ProcessId, batch: &[Settlement], throttle: &mut Throttle) -> Result<usize, StoreError> {
-        pulse::at("writing outcomes", pulse::REMOTE);
-        let reason = match self.link.run(|session| session.settle(process, batch)) {
-            Err(StoreError::Value(reason) | StoreError::Constraint(reason) | StoreError::Taken(reason)) => reason,
-            other => return other,
-        };
-        if batch.len() > 1 {
-            let (left, right) = batch.split_at(batch.len() / 2);
-            return Ok(self.settle(process, left, throttle)? + self.settle(process, right, throttle)?);
-        }
-        let bare: Vec<Settlement> = batch.iter().cloned().map(Settlement::without_text).collect();
-        if let Some(note) = throttle.admit("refused outcome", Instant::now()) {
-            log::warn!("PostgreSQL refuses an outcome ({reason}): it is written without its text{note}");
-        }
-        match self.link.run(|session| session.settle(process, &bare)) {
-            Err(StoreError::Value(reason) | StoreError::Constraint(reason) | StoreError::Taken(reason)) => {
-                if let Some(note) = throttle.admit("lost outcome", Instant::now()) {
-                    let id = bare[0].id;
-                    log::error!(tx = id; "the outcome of tx.id {id} cannot be written ({reason}): it is sent again when its lease ends{note}");
+    fn settle(&mut self, process: ProcessId, piece: &[Settlement]) -> Result<(), StoreError> {
+        let stale = self.link.run(|session| session.settle(process, piece))?;
+        self.put_off.taken(piece);
+        self.metrics.settles_stale_total.inc_by(stale as u64);
+        self.metrics.batch_rows.with_label_values(&["settle"]).observe(piece.len() as f64);
+        Ok(())
+    }
+
+    /// One outcome that PostgreSQL refuses. It settles without its text. If that is refused too (a trigger, a constraint that somebody
+    /// added), the delivery is put off, so that it holds up no other; but not when no other is taken either: then it is not this one,
+    /// and to put off would be to send everything again and again with nothing to show for it.
+    fn set_aside(&mut self, process: ProcessId, settlement: &Settlement, reason: StoreError) -> Result<(), StoreError> {
+        let bare = [settlement.clone().without_text()];
+        match self.settle(process, &bare) {
+            Ok(()) => {
+                if let Some(note) = self.throttle.admit("refused text", Instant::now()) {
+                    log::warn!("PostgreSQL refused an outcome's text ({reason}): it is written without{note}");
                 }
-                Ok(0)
+                return Ok(());
             }
-            other => other,
+            Err(error) if !error.refuses_rows() => return Err(error),
+            Err(_) => {}
         }
+        if self.put_off.is_everything() {
+            return Err(reason);
+        }
+        let (id, wait) = (settlement.id, failpoint::time("put-off", PUT_OFF));
+        let follows = match self.link.run(|session| session.give_back(&[(id, settlement.lease)], wait)) {
+            Ok(0) => "it came too late to change anything".to_owned(),
+            Ok(_) => format!("its delivery is put off for {} and sent again then", show_duration(wait)),
+            Err(error) if error.refuses_rows() => "its delivery is sent again when its lease ends".to_owned(),
+            Err(error) => return Err(error),
+        };
+        let words = format!("PostgreSQL refuses the outcome of tx.id {id}: {reason}");
+        if let Some(note) = self.throttle.admit("refused outcome", Instant::now()) {
+            log::error!(tx = id; "{words}; {follows}, the others go on{note}");
+        }
+        self.metrics.postgres_errors_total.with_label_values(&[reason.kind()]).inc();
+        self.put_off.note(id, words, Instant::now());
+        Ok(())
+    }
+
+    /// Says why `n` outcomes are not written yet, and waits a moment.
+    fn wait(&mut self, error: &StoreError, n: usize) -> anyhow::Result<()> {
+        self.unsettled.store(true, Ordering::Release);
+        self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
+        if let Some(note) = self.throttle.admit(error.kind(), Instant::now()) {
+            if error.refuses_rows() {
+                log::error!(outcomes = n; "PostgreSQL takes no outcome any more: {error}; {n} are kept and written again, and nothing is claimed before that{note}");
+            } else {
+                log::warn!(outcomes = n; "failed to write {n} outcomes, they are kept and written again: {error}{note}");
+            }
+        }
+        // It answers: somebody has altered the schema.
+        let reason = if error.refuses_rows() { "schema" } else { "postgres" };
+        self.health.wait("settler", reason, format!("PostgreSQL: {error}"));
+        anyhow::ensure!(
+            !self.stop.is_overdue(),
+            "gave up writing {n} outcomes at the end of shutdown.timeout: their leases end, and they are sent again"
+        );
+        pulse::at("waiting to write outcomes again", pulse::PROMPT);
+        // The signal ends this wait once; from then on short waits up to the deadline: outcomes are flushed during a stop.
+        if self.stop.is_stopping() {
+            std::thread::sleep(Duration::from_millis(100));
+        } else {
+            self.stop.wait(self.link.pause(rand::random()));
+        }
+        Ok(())
     }
 }
 
-/// Waits for the first outcome, lets others gather until the pace allows another batch or there is a full one, and takes them.
-/// False when all workers are gone and there is nothing left.
-fn collect(outcomes: &Receiver<Settlement>, batch: &mut Vec<Settlement>, last: &mut Option<Instant>) -> bool {
+/// Waits for the first outcome (no longer than `patience`: then there is none), lets others gather until the pace allows another
+/// batch or there is a full one, and takes them. False when all workers are gone and there is nothing left.
+fn collect(
+    outcomes: &Receiver<Settlement>,
+    batch: &mut Vec<Settlement>,
+    last: &mut Option<Instant>,
+    patience: Option<Duration>,
+) -> bool {
     pulse::at("waiting for outcomes", None);
-    let Ok(first) = outcomes.recv() else { return false };
-    batch.push(first);
+    let first = match patience {
+        None => outcomes.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        Some(patience) => outcomes.recv_timeout(patience),
+    };
+    match first {
+        Ok(first) => batch.push(first),
+        Err(RecvTimeoutError::Timeout) => return true,
+        Err(RecvTimeoutError::Disconnected) => return false,
+    }
     let until = last.map(|last| last + PACE);
     while let Some(left) = until.and_then(|until| until.checked_duration_since(Instant::now()))
         && !left.is_zero()

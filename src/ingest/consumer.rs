@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 
-use super::assign::Sighting;
 use super::batch::Reading;
 use super::damage::Damage;
 use super::denied::Denied;
+use super::lost::Sighting;
 use super::proof::Doubt;
 use super::refused::Refused;
 use super::secrets::MadeWith;
+use super::topics::Nobodys;
 use crate::config::Current;
 use crate::core::backlog;
 use crate::core::record::TopicPartition;
@@ -84,8 +85,9 @@ pub struct Consumer {
     pub(super) made_with: MadeWith,
     /// Rights that this user lacks at the brokers.
     pub(super) denied: Denied,
-    /// Since when some partitions are nobody's.
-    pub(super) unassigned_since: Option<Instant>,
+    pub(super) nobodys: Nobodys,
+    /// Partitions whose leaders did not answer when they were last asked, and when that was.
+    pub(super) silent: HashMap<TopicPartition, Instant>,
     /// When positions and topics are looked at next.
     check_at: Instant,
     open_deliveries: Arc<AtomicI64>,
@@ -178,7 +180,8 @@ impl Consumer {
             turn_at: Instant::now(),
             made_with: MadeWith::default(),
             denied: Denied::default(),
-            unassigned_since: None,
+            nobodys: Nobodys::default(),
+            silent: HashMap::new(),
             check_at: Instant::now(),
             committed_at: None,
             trouble_at: None,
@@ -391,6 +394,7 @@ impl Consumer {
     fn let_go<'a>(&mut self, partitions: impl IntoIterator<Item = &'a TopicPartition>) {
         for at in partitions {
             self.held.remove(at);
+            self.silent.remove(at);
             self.forget_refused(at);
             let labels = [&*at.topic, &at.partition.to_string()];
             // Never read, it has none.

@@ -9,10 +9,12 @@ mod check;
 mod consumer;
 mod damage;
 mod denied;
+mod lost;
 mod persist;
 mod proof;
 mod refused;
 mod secrets;
+mod topics;
 mod turn;
 
 pub use consumer::{Consumer, OpenSource, Parts as ConsumerParts};

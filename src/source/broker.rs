@@ -92,8 +92,12 @@ impl Topic {
     pub(super) fn info(&self, topic: std::sync::Arc<str>) -> Option<TopicInfo> {
         match self.error {
             // Leader not available: the topic is there.
-            0 | 5 => Some(TopicInfo { topic, id: self.id, partitions: i32::try_from(self.partitions.len()).ok() }),
-            3 => Some(TopicInfo { topic, id: None, partitions: None }),
+            0 | 5 => {
+                let leaderless =
+                    self.partitions.iter().filter(|(_, leader)| *leader < 0).map(|(partition, _)| *partition).collect();
+                Some(TopicInfo { topic, id: self.id, partitions: i32::try_from(self.partitions.len()).ok(), leaderless })
+            }
+            3 => Some(TopicInfo { topic, id: None, partitions: None, leaderless: Vec::new() }),
             _ => None,
         }
     }

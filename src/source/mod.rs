@@ -142,6 +142,8 @@ pub struct TopicInfo {
     pub id: Option<Uuid>,
     /// How many partitions it has; `None`: it does not exist.
     pub partitions: Option<i32>,
+    /// Those of them that no broker leads at present: nobody can be asked for their records.
+    pub leaderless: Vec<i32>,
 }
 
 /// What a topic is configured to do with its records.

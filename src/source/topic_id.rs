@@ -165,20 +165,27 @@ pub(super) fn settings<C: ConsumerContext>(
 /// # Safety
 /// `found` points to a description whose event is alive.
 unsafe fn topic_info(topic: &Arc<str>, found: *const rd::rd_kafka_TopicDescription_t) -> Result<TopicInfo, String> {
-    // SAFETY: by this function's own condition; an id, where there is one, lives as long as the description.
+    // SAFETY: by this function's own condition; an id, where there is one, and the array of partitions, which is as long as librdkafka
+    // says, live as long as the description.
     unsafe {
         let error = rd::rd_kafka_TopicDescription_error(found);
         if !error.is_null() {
             return match rd::rd_kafka_error_code(error) {
                 Code::RD_KAFKA_RESP_ERR_NO_ERROR => Err(format!("{topic}: an error without a code")),
                 Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC => {
-                    Ok(TopicInfo { topic: Arc::clone(topic), id: None, partitions: None })
+                    Ok(TopicInfo { topic: Arc::clone(topic), id: None, partitions: None, leaderless: Vec::new() })
                 }
                 _ => Err(format!("{topic}: {}", text(rd::rd_kafka_error_string(error)))),
             };
         }
         let mut count = 0;
-        rd::rd_kafka_TopicDescription_partitions(found, &mut count);
+        let first = rd::rd_kafka_TopicDescription_partitions(found, &mut count);
+        let partitions = if first.is_null() { &[][..] } else { std::slice::from_raw_parts(first, count) };
+        let leaderless = partitions
+            .iter()
+            .filter(|partition| rd::rd_kafka_TopicPartitionInfo_leader(**partition).is_null())
+            .map(|partition| rd::rd_kafka_TopicPartitionInfo_partition(*partition))
+            .collect();
         let id = rd::rd_kafka_TopicDescription_topic_id(found);
         let id = if id.is_null() {
             Uuid::nil()
@@ -188,7 +195,7 @@ unsafe fn topic_info(topic: &Arc<str>, found: *const rd::rd_kafka_TopicDescripti
         };
         // Brokers before 2.8 know no ids; librdkafka then gives zeros.
         let id = Some(id).filter(|id| !id.is_nil());
-        Ok(TopicInfo { topic: Arc::clone(topic), id, partitions: i32::try_from(count).ok() })
+        Ok(TopicInfo { topic: Arc::clone(topic), id, partitions: i32::try_from(count).ok(), leaderless })
     }
 }
 

@@ -60,7 +60,7 @@ impl StoreError {
     }
 
     /// As `is_about_rows`, and also a row that is there already: it may be a unique index that somebody added.
-    pub(super) fn refuses_rows(&self) -> bool {
+    pub fn refuses_rows(&self) -> bool {
         self.is_about_rows() || matches!(self, Self::Taken(_))
     }
 

@@ -18,7 +18,7 @@ pub struct Position {
     pub next_offset: i64,
     /// Raised by each owner.
     pub epoch: i64,
-    /// Offsets that were passed over so far, in all of the topic's lives.
+    /// Offsets that were passed over so far, in this life.
     pub skipped: i64,
     /// Whose log it is.
     pub log: LogId,

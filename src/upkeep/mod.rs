@@ -1,5 +1,5 @@
 //! Upkeep: opens the store (schema, registration), then in rounds: heartbeat, stepped clocks, leases of dead predecessors and those
-//! that ran out, counts, retention.
+//! that ran out, counts, retention, the audit.
 //!
 //! Beside it, a thread that looks at Kafka's certificates. May use `store`, `source`, `ops`, `config`, `core`. Uses the pool; the threads on a transaction's way have connections of their own.
 

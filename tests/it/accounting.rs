@@ -8,6 +8,7 @@ use rand::{RngExt, SeedableRng};
 use txrelay::core::audit::{Audit, Problem};
 use txrelay::store::Session;
 
+use crate::reconcile::command;
 use crate::rig::{Ledger, Relay, Topic, eventually, ids, wrong_offsets};
 use crate::store::{Store, role};
 
@@ -226,7 +227,14 @@ fn what_retention_deletes_is_counted_and_a_row_that_goes_among_them_is_noticed()
     // It stays one finding while retention goes on, and counts as one.
     for below in [below, below + 5] {
         let life = store.session.moment(None).expect("a moment").lives[0].id.clone();
-        let problem = Problem::Purged { life, offsets: 0..below, holes: (vec![0..2], false), missing: 2, deleted: (1, 1) };
+        let problem = Problem::Purged {
+            life,
+            offsets: 0..below,
+            holes: (vec![0..2], false),
+            traces: (vec![], false),
+            missing: 2,
+            deleted: (1, 1),
+        };
         store.session.audit_keep(&[problem]).expect("kept");
     }
     assert_eq!(store.number("select to_offset from audit_finding"), below + 5);
@@ -357,12 +365,6 @@ fn one_process_audits_until_it_ends_or_falls_silent() {
 
 fn imbalance(relay: &Relay, equation: &str) -> Option<f64> {
     relay.metric(&format!("ledger_imbalance{{equation=\"{equation}\"}}"))
-}
-
-fn command(relay: &Relay, args: &[&str]) -> (Option<i32>, String) {
-    let output = relay.command(args).output().expect("txrelay runs");
-    let text = String::from_utf8(output.stdout).expect("text") + &String::from_utf8_lossy(&output.stderr);
-    (output.status.code(), text)
 }
 
 #[test]

@@ -102,6 +102,46 @@ fn leaders_and_coordinators_that_move_leave_no_gap_and_nothing_comes_twice() {
     assert!(relay.is_running());
 }
 
+/// A partition that nobody has ever read and that has no leader, in another process's hands: this one took it for nobody's, and left the
+/// group every two minutes.
+#[test]
+#[ignore = "takes minutes: make test-long"]
+fn a_partition_without_a_leader_is_somebodys_and_the_others_are_read_without_a_break() {
+    let broker = Broker::start();
+    let (topic, ledger) = (Topic::on(&broker.address, 1, &[]), Ledger::start());
+    let mut relay = on(&broker.address, &topic, &ledger);
+    relay.set("log.level=\"debug\"");
+    relay.start();
+    let mut sent = topic.write(0, ids("a", 0..10));
+    delivered_once(&relay, &ledger, &sent);
+    assert!(relay.stop().success());
+    // The group's coordinator is the first, by now.
+    let second = broker.joined_by();
+    Admin::of(&broker.address).add_partition_on(&topic.name, 2, 2);
+    let lonely = topic.grown().write(1, ids("lonely", 0..10));
+    second.stop();
+
+    relay.env("FAILPOINTS", "unassigned=return(1000)");
+    let mut twin = relay.twin();
+    relay.start();
+    twin.start();
+    let waits = |relay: &Relay| relay.log().contains("1 partitions have no leader");
+    let reads = |relay: &Relay| relay.partitions() == 1;
+    eventually("each has one of them", || (waits(&relay) && reads(&twin)) || (waits(&twin) && reads(&relay)));
+    eventually("it is somebody's", || relay.count("select count(*) from consumer_position") == 2);
+    let rejoins = || [&relay, &twin].map(|relay| relay.log().matches("are nobody's").count());
+    let before = rejoins();
+    // Both compare the topics every ten seconds while something is missing, and once a minute otherwise.
+    throughout(Duration::from_secs(75), "nobody leaves the group", || rejoins() == before);
+    sent.extend(topic.write(0, ids("b", 0..10)));
+    delivered_once(&relay, &ledger, &sent);
+    second.up();
+    sent.extend(lonely);
+    delivered_once(&relay, &ledger, &sent);
+    assert_eq!(relay.count("select count(*) from known_gap"), 0);
+    assert_eq!((relay.stop().code(), twin.stop().code()), (Some(0), Some(0)));
+}
+
 /// What the group has committed of partition 0.
 fn committed(brokers: &str, relay: &Relay, topic: &str) -> Result<Option<i64>, String> {
     let group = format!("txrelay-{}", relay.name);

@@ -9,10 +9,11 @@ use crossbeam_channel::bounded;
 use txrelay::config;
 use txrelay::core::gate::Settings;
 use txrelay::core::outcome::{Outcome, Sent};
-use txrelay::deliver::{Claimer, Flow, Permits, Settler};
+use txrelay::deliver::{Claimer, Flow, Permits, PutOff, Settler};
 use txrelay::ops::health::Health;
 use txrelay::ops::metrics::{Identity, Metrics};
 use txrelay::ops::stop::group;
+use txrelay::ops::throttle::Throttle;
 use txrelay::store::{LeaseTime, Link, Role, Room, Session, Settled, Settlement, Timelines, Tried, migrate};
 
 use crate::rig::{LIMIT, Proxy, eventually, postgres_url, throughout, unique};
@@ -54,6 +55,8 @@ fn nothing_is_claimed_before_every_kept_outcome_is_written() {
         health: Health::new(metrics.clone()),
         metrics,
         stop,
+        put_off: PutOff::default(),
+        throttle: Throttle::per_minute(),
     };
     let (to_settler, process) = bounded(1);
     let (to_outcomes, outcomes) = flow.outcomes;

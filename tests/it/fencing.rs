@@ -13,15 +13,16 @@ const HELD: &str = "select count(*) from delivery where lease is not null";
 
 /// All is delivered and settled; the service has accepted exactly `sent`, and each offset is in one place.
 #[track_caller]
-fn is_done(relay: &Relay, ledger: &Ledger, sent: &[String]) {
+pub fn is_done(relay: &Relay, ledger: &Ledger, sent: &[String]) {
     eventually("all delivered", || ledger.count("accepted") >= sent.len() as u64);
     eventually("all settled", || relay.count("select count(*) from delivery") == 0);
     ledger.has_exactly(sent);
     relay.balanced();
 }
 
+/// So many more are accepted, from now on.
 #[track_caller]
-fn moves_by(ledger: &Ledger, n: u64) {
+pub fn moves_by(ledger: &Ledger, n: u64) {
     let now = ledger.count("accepted");
     eventually("deliveries move", || ledger.count("accepted") >= now + n);
 }

@@ -41,6 +41,31 @@ fn markers_and_aborted_records_are_skipped_and_counted_and_are_no_gap() {
     every_offset_is_in_one_place(&relay);
 }
 
+/// The new log's offsets begin anew, and so does what is known of them: its first hole was taken for markers without a look.
+#[test]
+fn the_first_hole_of_a_topic_that_was_made_again_is_looked_at_as_that_of_any_other() {
+    let (topic, ledger) = (Topic::new(1), Ledger::start());
+    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
+    relay.set("log.level=\"debug\"");
+    let mut expected = Vec::new();
+    for life in 0..2 {
+        if life > 0 {
+            topic.delete();
+            topic.create(1, &[]);
+        }
+        for n in 0..2 {
+            expected.extend(topic.write_in_transaction(0, ids(&format!("{life}-{n}"), 0..5), true));
+        }
+        relay.start();
+        eventually("all are delivered", || ledger.count("accepted") as usize == expected.len());
+        eventually("the marker is passed", || relay.count("select max(next_offset) from consumer_position") == 12);
+        assert!(relay.log().contains("looked again at 5.."), "{}", relay.log());
+        assert_eq!(relay.count("select skipped from consumer_position"), 2);
+        every_offset_is_in_one_place(&relay);
+        assert!(relay.stop().success());
+    }
+}
+
 /// F44, and the range that no rule explains: offsets are missing where, as the topic is now, none may be.
 #[test]
 fn what_compaction_took_is_skipped_and_what_nothing_explains_is_a_named_gap() {

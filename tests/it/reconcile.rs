@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::rig::{Admin, LIMIT, Ledger, Relay, Topic, bootstrap, eventually, ids};
 
 /// Exit status, and what it says.
-fn command(relay: &Relay, args: &[&str]) -> (Option<i32>, String) {
+pub fn command(relay: &Relay, args: &[&str]) -> (Option<i32>, String) {
     let output = relay.command(args).output().expect("txrelay runs");
     let text = String::from_utf8(output.stdout).expect("text") + &String::from_utf8_lossy(&output.stderr);
     (output.status.code(), text)

@@ -2,27 +2,12 @@
 
 use serde_json::json;
 
+use crate::fencing::{is_done, moves_by};
 use crate::rig::{Ledger, Load, Relay, Topic, eventually};
 
 /// What a kill -9 may repeat (README): requests in hand, outcomes on their way to the settler, and its batch.
 const fn unsettled_at_most(workers: u64) -> u64 {
     workers + 1024 + 500
-}
-
-/// All is delivered and settled; the service has accepted exactly `sent`.
-#[track_caller]
-fn is_done(relay: &Relay, ledger: &Ledger, sent: &[String]) {
-    eventually("all delivered", || ledger.count("accepted") == sent.len() as u64);
-    eventually("all settled", || relay.count("select count(*) from delivery") == 0);
-    ledger.has_exactly(sent);
-    relay.balanced();
-}
-
-/// So many more are accepted, from now on.
-#[track_caller]
-fn moves_by(ledger: &Ledger, n: u64) {
-    let now = ledger.count("accepted");
-    eventually("deliveries move", || ledger.count("accepted") >= now + n);
 }
 
 #[test]

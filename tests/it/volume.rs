@@ -7,7 +7,7 @@ use serde_json::Value;
 use txrelay::core::audit::{Audit, Problem};
 use txrelay::store::{Session, statements};
 
-use crate::rig::{LIMIT, Ledger, Relay, Topic, eventually, ids};
+use crate::rig::{self, LIMIT, Ledger, Relay, Topic, eventually, ids};
 use crate::store::{postgres as configured, role};
 
 /// A migrated schema in which this relay's topic is not yet known, and a session that makes rows in it.
@@ -237,13 +237,6 @@ fn audited(session: &mut Session, mut audit: Audit) -> (usize, Vec<Problem>) {
     (steps, problems)
 }
 
-/// What a process of this machine has used so far, in hundredths.
-fn cpu_seconds(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
-    let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
-    fields[11..13].iter().map(|ticks| ticks.parse::<f64>().expect("a number")).sum::<f64>() / 100.0
-}
-
 #[test]
 #[ignore = "takes minutes: make test-long"]
 fn one_row_that_is_wrong_in_a_million_is_found_and_named() {
@@ -262,7 +255,7 @@ fn one_row_that_is_wrong_in_a_million_is_found_and_named() {
     session.pin_ranges().expect("pinned");
     let server: i32 = session.client().query_one("select pg_backend_pid()", &[]).expect("a number").get(0);
     for state in ["not analyzed", "analyzed"] {
-        let cpu = || [std::process::id(), server as u32].map(cpu_seconds);
+        let cpu = || [std::process::id(), server as u32].map(|pid| rig::cpu(pid).as_secs_f64());
         let (began, [mine, its]) = (Instant::now(), cpu());
         let (steps, problems) = audited(&mut session, Audit::from(-1, -1));
         let (took, used) = (began.elapsed().as_secs_f64(), cpu());

@@ -116,6 +116,9 @@ pub enum Problem {
         offsets: Offsets,
         /// The first of them that have no row, and whether there are more: it is some of these.
         holes: (Vec<Offsets>, bool),
+        /// The first transactions, of whatever log, that are not there and were accepted: somebody deleted them and left their
+        /// attempts. And whether there are more.
+        traces: (Vec<i64>, bool),
         /// So many have no row.
         missing: i64,
         /// So many were deleted, at least and at most.
@@ -202,11 +205,12 @@ impl Problem {
                 "read, and in no place: no transaction, duplicate, rejected, skipped, gap or deletion".to_owned()
             }
             Self::Twice { places: (a, b), .. } => format!("in two places: {} and {}", a.label(), b.label()),
-            Self::Purged { holes, missing, deleted, .. } if missing > &deleted.1 => format!(
-                "{missing} of these offsets have no row, and retention has deleted {} of them: {} are missing, among {}",
+            Self::Purged { holes, traces, missing, deleted, .. } if missing > &deleted.1 => format!(
+                "{missing} of these offsets have no row, and retention has deleted {} of them: {} are missing, among {}{}",
                 deleted.1,
                 missing - deleted.1,
-                listed(holes)
+                listed(holes),
+                left_behind(traces)
             ),
             Self::Purged { missing, deleted, .. } => {
                 format!("retention has deleted {} of these offsets, and only {missing} have no row", deleted.0)
@@ -226,6 +230,19 @@ impl Problem {
             Self::WithoutTransaction { states, .. } => format!("{}, and there is no such transaction", states.join(" and ")),
         }
     }
+}
+
+/// With the number, the time and the answer of each attempt are found in table `attempt`.
+fn left_behind((ids, more): &(Vec<i64>, bool)) -> String {
+    if ids.is_empty() {
+        return String::new();
+    }
+    let shown: Vec<String> = ids.iter().map(i64::to_string).collect();
+    format!(
+        "; deleted by hand, for their attempts are still there: tx.id {}{}",
+        shown.join(", "),
+        if *more { ", ..." } else { "" }
+    )
 }
 
 fn listed((ranges, more): &(Vec<Offsets>, bool)) -> String {

@@ -148,7 +148,17 @@ impl Admin {
     /// So many partitions from now on.
     #[track_caller]
     pub fn add_partitions(&self, topic: &str, partitions: usize) {
-        let wanted = NewPartitions::new(topic, partitions);
+        self.add(topic, partitions, NewPartitions::new(topic, partitions));
+    }
+
+    /// One more partition, which only this broker has.
+    #[track_caller]
+    pub fn add_partition_on(&self, topic: &str, partitions: usize, broker: i32) {
+        self.add(topic, partitions, NewPartitions::new(topic, partitions).assign(&[&[broker]]));
+    }
+
+    #[track_caller]
+    fn add(&self, topic: &str, partitions: usize, wanted: NewPartitions<'_>) {
         let done = block_on(self.client.create_partitions(&[wanted], &options())).expect("Kafka answers");
         done[0].as_ref().expect("partitions are added");
         super::eventually("they are known", || {

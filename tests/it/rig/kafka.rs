@@ -57,6 +57,11 @@ impl Topic {
         Self::at(&bootstrap(), name)
     }
 
+    /// The same as it is now: a producer that was there before knows no partition that was added.
+    pub fn grown(&self) -> Self {
+        Self::at(&self.brokers, &self.name)
+    }
+
     /// With a copy on so many brokers.
     #[track_caller]
     pub fn replicated(brokers: &str, partitions: i32, replicas: i32) -> Self {

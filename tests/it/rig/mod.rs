@@ -30,7 +30,7 @@ pub use ledger::Ledger;
 pub use postgres::Pg;
 pub use proxy::Proxy;
 pub use relay::Relay;
-pub use resources::{Resources, within_bounds};
+pub use resources::{Resources, cpu, within_bounds};
 pub use rogue::{Opening, Peer, Request, Rogue, Then};
 pub use truth::wrong_offsets;
 pub use watch::{Seen, Watch};

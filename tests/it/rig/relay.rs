@@ -211,13 +211,9 @@ impl Relay {
         Resources::of(self.pid()).expect("the daemon runs")
     }
 
-    /// CPU that it has used since its start, its own and the kernel's for it.
+    /// CPU that it has used since its start.
     pub fn cpu(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
-        // Behind the name, which may hold blanks: state is the third field, utime and stime are the 14th and 15th.
-        let fields: Vec<&str> = stat.rsplit(") ").next().expect("a name").split(' ').collect();
-        let ticks = |n: usize| fields[n].parse::<u64>().expect("a number");
-        Duration::from_millis((ticks(11) + ticks(12)) * 10)
+        super::cpu(self.pid())
     }
 
     /// Address of its metrics port.
