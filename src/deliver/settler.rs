@@ -75,7 +75,7 @@ impl Settler {
             return Ok(());
         }
         let began = Instant::now();
-        let mut pieces = VecDeque::from([batch.drain(..).collect::<Vec<_>>()]);
+        let mut pieces = VecDeque::from([std::mem::take(batch)]);
         while let Some(mut piece) = pieces.pop_front() {
             pulse::at("writing outcomes", pulse::REMOTE);
             let error = match self.settle(process, &piece) {
