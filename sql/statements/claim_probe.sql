@@ -1,7 +1,7 @@
 -- A probe while the gate is shut: one delivery, due or not, and as in `claim` $1 lease, $2 process, $3 lease time in ms; $4 is not
 -- used (null). Rather one that was never tried, then one that has not failed by itself, then the earliest. Looked for among the 64
 -- that are due first and the 64 newest, and where those hide the better ones, from the newest down, so that neither many that
--- always fail nor many that were refused keep it shut. 100,000 rows are looked at for that in some 50 ms; it is once a probe.
+-- always fail nor many that were refused keep it shut. 100,000 rows are looked at for that, once a probe.
 with a as materialized (
   (select id, attempt, spent_ms, due_at from delivery where lease is null or due_at <= now() order by due_at limit 64)
   union all
