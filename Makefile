@@ -110,7 +110,7 @@ install: $(if $(BINARY),,build) ## binary, unit, example configuration, document
 # What is installed above, as a package; made in a copy of debian/, so that nothing is written into the clone.
 deb: $(if $(BINARY),,build) ## a Debian package of the release build; starts nothing, here or where it is installed (DEST= where it goes)
 	@tests/bed/setup.sh --deb
-	rm -rf '$(DEST)/build' && mkdir -p '$(DEST)/build' && cp -r debian '$(DEST)/build/'
+	rm -rf '$(DEST)/build' '$(DEST)'/txrelay_*.deb && mkdir -p '$(DEST)/build' && cp -r debian '$(DEST)/build/'
 	[ -z '$(DEB_VERSION)' ] || sed -i '1s/(.*)/($(DEB_VERSION))/' '$(DEST)/build/debian/changelog'
 	cd '$(DEST)/build' && SOURCE='$(CURDIR)' DEST='$(DEST)' BINARY='$(abspath $(or $(BINARY),$(CARGO_TARGET_DIR)/release/txrelay))' debian/rules binary
 	rm -rf '$(DEST)/build'

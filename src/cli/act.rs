@@ -51,16 +51,29 @@ pub(super) struct RetryArgs {
     common: Common,
 }
 
+// Named transactions, and why. (A doc comment would take the place of the command's own.)
 #[derive(Debug, clap::Args)]
-pub(super) struct ResolveArgs {
+pub(super) struct NamedArgs {
     /// Transactions by their ids
     #[arg(value_name = "ID", required = true, value_parser = non_empty())]
-    ids: Vec<String>,
+    pub(super) ids: Vec<String>,
     /// Why; kept with each
     #[arg(long, value_name = "TEXT")]
     reason: String,
     #[command(flatten)]
-    common: Common,
+    pub(super) common: Common,
+}
+
+impl NamedArgs {
+    /// It must say something.
+    pub(super) fn reason(&self) -> Result<&str, Exit> {
+        let reason = self.reason.trim();
+        if reason.is_empty() {
+            complain("txrelay: --reason says why, for whoever asks later: it is empty");
+            return Err(Exit::Usage);
+        }
+        Ok(reason)
+    }
 }
 
 /// Makes transactions due now, with a fresh budget.
@@ -76,14 +89,13 @@ pub(super) fn retry(file: &Path, sets: &[String], args: &RetryArgs) -> Exit {
 }
 
 /// Closes dead or waiting transactions without sending them.
-pub(super) fn resolve(file: &Path, sets: &[String], args: &ResolveArgs) -> Exit {
+pub(super) fn resolve(file: &Path, sets: &[String], args: &NamedArgs) -> Exit {
+    let reason = match args.reason() {
+        Ok(reason) => reason,
+        Err(exit) => return exit,
+    };
     run(file, sets, "resolve", |_, session| {
         let who = who();
-        let reason = args.reason.trim();
-        if reason.is_empty() {
-            complain("txrelay: --reason says why, for whoever asks later: it is empty");
-            return Ok(Exit::Usage);
-        }
         let plan = Plan::of(
             session,
             &args.ids,

@@ -2,29 +2,16 @@
 
 use std::path::Path;
 
-use super::act::{Common, Plan, run, who};
-use super::{Exit, complain, non_empty};
+use super::act::{NamedArgs, Plan, run, who};
+use super::{Exit, complain};
 use crate::config::visible;
 use crate::store::Standing;
 
-#[derive(Debug, clap::Args)]
-pub(super) struct EraseArgs {
-    /// Transactions by their ids
-    #[arg(value_name = "ID", required = true, value_parser = non_empty())]
-    ids: Vec<String>,
-    /// Why; kept with each
-    #[arg(long, value_name = "TEXT")]
-    reason: String,
-    #[command(flatten)]
-    common: Common,
-}
-
-pub(super) fn erase(file: &Path, sets: &[String], args: &EraseArgs) -> Exit {
-    let reason = args.reason.trim();
-    if reason.is_empty() {
-        complain("txrelay: --reason says why, for whoever asks later: it is empty");
-        return Exit::Usage;
-    }
+pub(super) fn erase(file: &Path, sets: &[String], args: &NamedArgs) -> Exit {
+    let reason = match args.reason() {
+        Ok(reason) => reason,
+        Err(exit) => return exit,
+    };
     run(file, sets, "erase", |_, session| {
         let who = who();
         let may = |standing| matches!(standing, Standing::Delivered | Standing::Resolved);

@@ -2,9 +2,7 @@
 //!
 //! Data goes to stdout, everything else to stderr. May use every room; no room uses it.
 
-use std::fs;
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
@@ -13,7 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Config, visible};
+use self::file::{file, load, load_to_ask_kafka, load_to_connect, with_own_password};
+use crate::config::{Config, visible};
 use crate::core::times::rough;
 use crate::ops::{REVISION, VERSION};
 use crate::store::{Role, SchemaState, Session, StoreError, schema_state};
@@ -25,6 +24,7 @@ mod connect;
 mod documented;
 mod erase;
 mod explain;
+mod file;
 mod json;
 mod list;
 mod login;
@@ -213,12 +213,12 @@ enum Command {
     /// Closes dead or waiting transactions without sending them
     ///
     /// Refused while in flight. The reason is kept with each.
-    Resolve(act::ResolveArgs),
+    Resolve(act::NamedArgs),
     /// Takes the content out of delivered or resolved transactions: for personal data
     ///
     /// Payload, key, headers and errors become null; id, SHA-256, places and times stay. Refused while open. For the
     /// schema's owner and members of the role SCHEMA_eraser.
-    Erase(erase::EraseArgs),
+    Erase(act::NamedArgs),
     /// What could not become a transaction
     Rejected {
         #[command(subcommand)]
@@ -280,106 +280,6 @@ Exit status:
 
 Signals to run: TERM and INT stop it in order, a second one at once; HUP reads the file again;
 USR1 writes to the log what each thread does.";
-
-/// Which file is meant.
-fn file(config: Option<&Path>, instance: Option<&str>, etc: &Path) -> Result<PathBuf, (Exit, String)> {
-    if let Some(file) = config {
-        return Ok(file.to_path_buf());
-    }
-    if let Some(name) = instance {
-        if name.is_empty() || name.contains('/') || name.starts_with('.') {
-            return Err((Exit::Usage, "-i takes a pipeline's name, not a path: use -c for a path".into()));
-        }
-        return Ok(etc.join(format!("{name}.toml")));
-    }
-    let shown = etc.display();
-    let entries = fs::read_dir(etc).map_err(|e| match e.kind() {
-        std::io::ErrorKind::PermissionDenied => {
-            (Exit::NotPermitted, format!("{shown} cannot be read by this user: use sudo, or name a file with -c"))
-        }
-        _ => (Exit::Usage, format!("there is no {shown}: name a file with -c")),
-    })?;
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_suffix(".toml")?.to_string()))
-        .filter(|name| !name.starts_with('.'))
-        .collect();
-    names.sort();
-    match names.as_slice() {
-        [name] => Ok(etc.join(format!("{name}.toml"))),
-        [] => Err((Exit::Usage, format!("{shown} holds no NAME.toml: write one, or name a file with -c"))),
-        _ => Err((Exit::Usage, format!("{shown} holds several pipelines, choose one: -i {}", names.join(", -i ")))),
-    }
-}
-
-/// The configuration, or every problem on stderr and the exit code for it.
-fn load(file: &Path, sets: &[String]) -> Result<Config, Exit> {
-    if let Some(who) = who_may_read(file) {
-        complain(&format!("txrelay: {}: this user may not read it: {who}", visible(&file.display().to_string())));
-        return Err(Exit::NotPermitted);
-    }
-    config::load(file, sets).map_err(|problems| {
-        complain(&problems.to_string());
-        Exit::Config
-    })
-}
-
-/// Where this user may not read the file: who may, and how to become one.
-fn who_may_read(file: &Path) -> Option<String> {
-    let denied = fs::File::open(file).err()?.kind() == std::io::ErrorKind::PermissionDenied;
-    if !denied {
-        return None;
-    }
-    // Without a right to look into its folder nothing is known of it.
-    let Ok(metadata) = fs::metadata(file) else { return Some("nor look into its folder; use sudo".to_owned()) };
-    if metadata.mode() & 0o040 == 0 {
-        return Some("only its owner may; use sudo".to_owned());
-    }
-    // Nobody should join that one.
-    if metadata.gid() == 0 {
-        return Some("only root may; use sudo, or give it to group txrelay (chgrp txrelay)".to_owned());
-    }
-    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
-    let group = group_name(&groups, metadata.gid()).unwrap_or_else(|| metadata.gid().to_string());
-    Some(format!("members of group {group} may; use sudo, or join it (usermod -aG {group} USER) and log in again"))
-}
-
-/// The name of a group (group(5)).
-fn group_name(groups: &str, gid: u32) -> Option<String> {
-    groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let (name, number) = (fields.next()?, fields.nth(1)?);
-        (number.parse() == Ok(gid)).then(|| name.to_owned())
-    })
-}
-
-/// [`load`] for a command that a person runs on PostgreSQL alone: a password of the operator's own takes the place of the
-/// file's, and the secrets of the service and of Kafka are left alone. He may not be able to read any of them.
-fn load_to_connect(file: &Path, sets: &[String]) -> Result<Config, Exit> {
-    load_without(file, sets, config::SERVICE_FILES.iter().chain(&config::KAFKA_FILES))
-}
-
-/// The same for a command that also asks Kafka: it needs Kafka's certificates and password.
-fn load_to_ask_kafka(file: &Path, sets: &[String]) -> Result<Config, Exit> {
-    load_without(file, sets, config::SERVICE_FILES.iter())
-}
-
-fn load_without<'a>(
-    file: &Path,
-    sets: &[String],
-    left_alone: impl Iterator<Item = &'a (&'static str, &'static str)>,
-) -> Result<Config, Exit> {
-    let mut sets = with_own_password(sets);
-    sets.extend(left_alone.map(|(key, nothing)| format!("{key}={nothing}")));
-    load(file, &sets)
-}
-
-fn with_own_password(sets: &[String]) -> Vec<String> {
-    let mut sets = sets.to_vec();
-    if login::brings_a_password() {
-        sets.push("postgres.password_file=\"\"".to_owned());
-    }
-    sets
-}
 
 /// A session of a command on the pipeline's schema.
 fn connect(config: &Config, role: &'static str) -> Result<Session, StoreError> {
@@ -484,7 +384,6 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
-    use crate::config::tests::Folder;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -503,32 +402,5 @@ mod tests {
         for exit in [Exit::Done, Exit::Failed, Exit::Usage, Exit::Unreachable, Exit::NotPermitted, Exit::Config] {
             assert!(help.contains(&format!(" {}  ", exit as u8)), "{exit:?}");
         }
-    }
-
-    #[test]
-    fn a_group_is_known_by_its_name() {
-        let groups = "root:x:0:\ntxrelay:x:998:ann,bob\nbroken\n";
-        assert_eq!(group_name(groups, 998).as_deref(), Some("txrelay"));
-        assert_eq!(group_name(groups, 9), None);
-    }
-
-    #[test]
-    fn the_only_pipeline_needs_no_name() {
-        let folder = Folder::new();
-        let found = |instance| file(None, instance, folder.path());
-        assert!(found(None).expect_err("none").1.contains("holds no NAME.toml"));
-        let one = folder.write("payments.toml", "");
-        folder.write("payments.toml.dpkg-old", "");
-        folder.write(".hidden.toml", "");
-        assert_eq!(found(None), Ok(one.clone()));
-        assert_eq!(found(Some("payments")), Ok(one));
-        assert_eq!(found(Some("other")), Ok(folder.path().join("other.toml")));
-        assert_eq!(found(Some("../payments")).expect_err("a path").0, Exit::Usage);
-        folder.write("refunds.toml", "");
-        let (exit, problem) = found(None).expect_err("two");
-        assert!(exit == Exit::Usage && problem.ends_with("choose one: -i payments, -i refunds"), "{problem}");
-        let (exit, problem) = file(None, None, Path::new("/nonexistent")).expect_err("no folder");
-        assert!(exit == Exit::Usage && problem.contains("name a file with -c"), "{problem}");
-        assert_eq!(file(Some(Path::new("x.toml")), None, folder.path()), Ok("x.toml".into()));
     }
 }

@@ -30,7 +30,8 @@ pub fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+=,".contains(c);
     let is_option = text.starts_with('-');
     match text {
-        _ if !text.is_empty() && !is_option && text.chars().all(plain) => text.to_owned(),
+        // zsh expands a word that begins with =.
+        _ if !text.is_empty() && !is_option && !text.starts_with('=') && text.chars().all(plain) => text.to_owned(),
         // A word that begins with - is an option unless `--` comes before.
         _ if is_option => format!("-- '{}'", text.replace('\'', r"'\''")),
         _ => format!("'{}'", text.replace('\'', r"'\''")),
