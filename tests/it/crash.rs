@@ -13,7 +13,6 @@ use crate::rig::{Ledger, Load, Proxy, Relay, Topic, eventually, ids};
 
 /// So short that a lease ends within a test.
 const SHORT: &str = "timeout = \"1s\"\nconnect_timeout = \"1s\"\nworkers = 4";
-const HELD: &str = "select count(*) from delivery where lease is not null";
 
 /// How a step is come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,7 +142,7 @@ fn die(step: &'static str, off: u32, way: Way) {
 impl Dying {
     /// What the dead one held may be sent again.
     fn count_held(&mut self) {
-        self.may_repeat += self.relay.count(HELD) as u64;
+        self.may_repeat += self.relay.held();
     }
 
     fn arm(&mut self, off: u32) {
@@ -186,7 +185,7 @@ impl Dying {
                 self.sent = ids("s", 0..200);
                 self.topic.transactions(self.sent.clone());
                 self.start_armed(off);
-                eventually("much is in hand", || self.relay.count(HELD) > 20);
+                eventually("much is in hand", || self.relay.held() > 20);
                 let load = self.load();
                 self.relay.signal("TERM");
                 load

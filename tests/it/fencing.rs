@@ -9,7 +9,6 @@ use crate::rig::{Ledger, Load, Pg, Relay, Topic, eventually, ids, throughout};
 /// The shortest for a timeout of 1 s is above 11 s.
 const SHORT: &str = "timeout = \"1s\"\nconnect_timeout = \"1s\"\nworkers = 8";
 const LEASE: &str = "postgres.lease=\"12s\"";
-const HELD: &str = "select count(*) from delivery where lease is not null";
 
 /// All is delivered and settled; the service has accepted exactly `sent`, and each offset is in one place.
 #[track_caller]
@@ -60,7 +59,7 @@ fn a_process_that_was_asleep_moves_no_position_and_settles_nothing() {
 
     let at_first = epochs(&one);
     one.signal("STOP");
-    let mut may_repeat = one.count(HELD) as u64;
+    let mut may_repeat = one.held();
     let process = other.process();
     throughout(Duration::from_secs(6), "the other runs", || other.is_running());
     one.signal("CONT");
@@ -69,7 +68,7 @@ fn a_process_that_was_asleep_moves_no_position_and_settles_nothing() {
     assert_eq!(epochs(&one), at_first, "half a lease: its partitions were its own all the while");
 
     one.signal("STOP");
-    may_repeat += one.count(HELD) as u64;
+    may_repeat += one.held();
     eventually("the other reads all partitions", || other.partitions() == 6);
     let sleepers = format!("select count(*) from delivery where lease is not null and leased_by <> {process}");
     eventually("what the sleeper held is taken over", || one.count(&sleepers) == 0);
@@ -178,7 +177,7 @@ fn a_cloned_machine_disturbs_nobody_and_is_told_what_to_do() {
 
     // Silent for 10 s it counts as dead, whatever it is; when it wakes it leaves.
     one.signal("STOP");
-    let may_repeat = one.count(HELD) as u64;
+    let may_repeat = one.held();
     clone.start();
     eventually("it waits and says for whom", || {
         clone.http("/readyz").is_some_and(|ready| ready.contains("waiting to see whether it still lives"))

@@ -297,6 +297,17 @@ impl Relay {
         self.sql().query_one(query, &[]).map_or(0, |row| row.get(0))
     }
 
+    /// Deliveries that are leased, once PostgreSQL has carried out what a process had sent it before it was stopped or killed.
+    #[track_caller]
+    pub fn held(&self) -> u64 {
+        let active = format!(
+            "select count(*) from pg_stat_activity where application_name like 'txrelay/{}/%' and state = 'active'",
+            self.name
+        );
+        eventually("PostgreSQL has done what it was told", || self.count(&active) == 0);
+        self.count("select count(*) from delivery where lease is not null") as u64
+    }
+
     /// Each equation of the ledger holds, and each transaction is where its state says.
     #[track_caller]
     pub fn balanced(&self) {
