@@ -8,6 +8,7 @@ use super::consumer::{Consumer, Held, Leave};
 use crate::config::Start;
 use crate::config::value::show_duration;
 use crate::core::record::{LogId, TopicPartition};
+use crate::failpoint;
 use crate::ops::pulse;
 use crate::source::{MessageSource, SourceError, TopicInfo, Watermarks};
 use crate::store::{Position, StoreError};
@@ -22,6 +23,7 @@ const SILENT: Duration = Duration::from_secs(1);
 const LEAST: Duration = Duration::from_millis(100);
 /// Shortest and longest wait before parked partitions are tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+
 /// Why partitions cannot be read yet.
 enum Unready {
     Store(StoreError),
@@ -69,7 +71,13 @@ impl Consumer {
             self.metrics.kafka_position.with_label_values(&labels).set(position.next_offset);
             self.held.insert(position.at.clone(), Held { position: Some(position) });
         }
-        let pause = if unready == 0 { Duration::ZERO } else { (self.parked_until.1 * 2).clamp(RETRY.0, RETRY.1) };
+        let shortest = failpoint::time("parked", RETRY.0);
+        let pause = match unready {
+            0 => Duration::ZERO,
+            // Many take several rounds: each of them leads on.
+            some if some < partitions.len() => shortest,
+            _ => (self.parked_until.1 * 2).clamp(shortest, RETRY.1),
+        };
         self.parked_until = (Instant::now() + pause, pause);
         if unready == 0 {
             self.health.go("consumer", "kafka");
@@ -152,13 +160,15 @@ impl Consumer {
         source: &mut dyn MessageSource,
         mut partitions: Vec<TopicPartition>,
     ) -> (HashMap<TopicPartition, Watermarks>, Vec<TopicPartition>) {
-        let until = Instant::now() + ROUND;
+        let (round, least) = (failpoint::time("ends", ROUND), failpoint::time("ends-least", LEAST));
+        let until = Instant::now() + round;
         partitions.sort_by_key(|at| self.silent.get(at).copied());
-        let (mut found, mut silent) = (HashMap::new(), Vec::new());
+        let (mut found, mut silent, mut unasked) = (HashMap::new(), Vec::new(), 0);
         for at in partitions {
             let left = until.saturating_duration_since(Instant::now());
-            if left < LEAST {
+            if left < least {
                 silent.push(at);
+                unasked += 1;
                 continue;
             }
             // One request a partition, and there may be many.
@@ -175,6 +185,11 @@ impl Consumer {
                     silent.push(at);
                 }
             }
+        }
+        // What leaders did not answer has been said.
+        if unasked > 0 && unasked == silent.len() {
+            let words = format!("{unasked} partitions are still to be asked for the ends of their logs");
+            self.health.wait("consumer", "kafka", words);
         }
         (found, silent)
     }

@@ -10,7 +10,8 @@ use crate::failpoint;
 use crate::source::{MessageSource, Watermarks};
 use crate::store::{Gap, Position, StoreError};
 
-/// A position above its log's end is believed when it is seen again after this time: a leader may lag for a moment.
+/// A position that was seen above its log's end waits for this time before it is moved: the end that is seen may go on falling, and a
+/// person sees why nothing is read. It is not taken back; see `ends_below`.
 const BELIEVE_TRUNCATION: Duration = Duration::from_secs(30);
 
 /// Where a log ends, seen from a position.
@@ -64,9 +65,11 @@ impl Consumer {
         }
     }
 
-    /// Whether a log ends below a position. One look is not believed: a leader may lag for a moment. The lowest end that was
-    /// seen counts: what was written since to a log that was cut stands there, and must not be passed over, also where the
-    /// log has grown beyond the position again.
+    /// Whether a log ends below a position. The lowest end that was seen counts, for good: what was written since to a log that was
+    /// cut stands there, and must not be passed over, also where the log has grown beyond the position again. A leader that only
+    /// lagged for a moment looks the same, since its end is as high again as that of a log that was cut and has grown, and the epoch
+    /// of what was read last, which would tell, is not kept. So the mistake is made on the safe side: what lies behind the end that
+    /// was seen is read again (its ids are known), and a gap is on record that was none.
     fn ends_below(&mut self, position: &Position, log: Watermarks) -> End {
         let believe = failpoint::time("believe-truncation", BELIEVE_TRUNCATION);
         let (now, next) = (Instant::now(), position.next_offset);

@@ -150,16 +150,23 @@ pub(super) fn host_of(address: &str) -> &str {
 }
 
 pub(super) fn connect(address: &str, by: Instant) -> Result<TcpStream, Fault> {
+    let late = || Fault::Unreachable("no answer in time".to_owned());
+    // To resolve a name may take long by itself.
+    if Instant::now() >= by {
+        return Err(late());
+    }
     let addresses = address.to_socket_addrs().map_err(|e| Fault::Dns(words(&e)))?;
     let mut last = Fault::Dns("there is no address".to_owned());
     for address in addresses {
         let left = by.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(Fault::Unreachable("no answer in time".to_owned()));
+            return Err(late());
         }
         match TcpStream::connect_timeout(&address, left) {
             Ok(socket) => {
                 let _ = socket.set_nodelay(true);
+                // A handshake follows; none at all would be no bound.
+                let left = by.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
                 let _ = socket.set_read_timeout(Some(left));
                 let _ = socket.set_write_timeout(Some(left));
                 return Ok(socket);
@@ -167,7 +174,7 @@ pub(super) fn connect(address: &str, by: Instant) -> Result<TcpStream, Fault> {
             Err(e) => {
                 last = match e.kind() {
                     io::ErrorKind::ConnectionRefused => Fault::Refused,
-                    io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Fault::Unreachable("no answer in time".to_owned()),
+                    io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => late(),
                     _ => Fault::Unreachable(words(&e)),
                 };
             }

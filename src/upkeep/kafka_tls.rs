@@ -36,8 +36,11 @@ impl KafkaTls {
         let mut certificates = Certificates::default();
         loop {
             let config = self.config.get();
-            pulse::at("looking at Kafka's certificates", pulse::REMOTE);
-            let all = certificates.look(&config.kafka, HANDSHAKE, || self.stop.is_stopping());
+            let all = certificates.look(&config.kafka, HANDSHAKE, || {
+                // For one broker, not for all.
+                pulse::at("looking at Kafka's certificates", pulse::REMOTE);
+                !self.stop.is_stopping()
+            });
             let first = certificates.first_end(&config.kafka).unwrap_or(0);
             self.metrics.certificate_expiry_timestamp_seconds.with_label_values(&["kafka"]).set(first as f64);
             let pause = failpoint::time("kafka-tls", if all { EVERY } else { AGAIN });

@@ -142,6 +142,25 @@ fn a_partition_without_a_leader_is_somebodys_and_the_others_are_read_without_a_b
     assert_eq!((relay.stop().code(), twin.stop().code()), (Some(0), Some(0)));
 }
 
+/// More partitions than can be asked for their logs in one go: each round began after a longer pause than the one before, and nobody
+/// said what was waited for.
+#[test]
+fn partitions_that_are_too_many_for_one_round_are_read_without_growing_pauses_and_waited_for_in_words() {
+    const N: i32 = 24;
+    let (topic, ledger) = (Topic::new(N), Ledger::start());
+    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
+    // Each round asks for one or two: 5 ms after it has begun, nobody is asked any more.
+    relay.env("FAILPOINTS", "ends=return(3000);ends-least=return(2995);parked=return(50)");
+    let sent: Vec<String> = (0..N).flat_map(|partition| topic.write(partition, ids(&format!("p{partition}"), 0..2))).collect();
+    relay.start();
+    eventually("it is said", || {
+        relay.http("/readyz").is_some_and(|text| text.contains("partitions are still to be asked for the ends of their logs"))
+    });
+    eventually("all are read", || relay.partitions() == N as usize);
+    delivered_once(&relay, &ledger, &sent);
+    eventually("nothing is waited for", || relay.metric("stalled{reason=\"kafka\"}") == Some(0.0));
+}
+
 /// What the group has committed of partition 0.
 fn committed(brokers: &str, relay: &Relay, topic: &str) -> Result<Option<i64>, String> {
     let group = format!("txrelay-{}", relay.name);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::rig::{Blackhole, Ledger, Load, Relay, Topic, eventually, ids, throughout};
+use crate::rig::{Blackhole, Ledger, Load, Nowhere, Relay, Topic, eventually, ids, throughout};
 
 /// Probes that a test can wait for.
 const PROBES: &str = "[gate]\nprobe_every = \"200ms\"\nprobe_cap = \"400ms\"";
@@ -374,8 +374,8 @@ fn each_process_of_a_pipeline_has_a_gate_of_its_own_and_says_how_it_stands() {
     topic.transactions(ids("t", 0..20));
     eventually("it works", || ledger.count("accepted") == 20);
     let mut twin = relay.twin();
-    let nowhere = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number");
-    twin.edit(|file| file.replace(&ledger.url(), &format!("http://{nowhere}/")));
+    let nowhere = Nowhere::new();
+    twin.edit(|file| file.replace(&ledger.url(), &format!("http://{}/", nowhere.address)));
     twin.start();
     let mut n = 20;
     eventually("its gate shuts", || {

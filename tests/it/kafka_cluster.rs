@@ -71,36 +71,36 @@ fn three_instances_share_twelve_partitions_whoever_comes_goes_dies_or_freezes() 
     two.start();
     share_fairly("two share", &[&one, &two]);
     let load = Load::start(&topic.name, "a", 100);
-    let phase = |relay: &Relay, what: &str, began: f64, bound: Duration| {
+    // A rebalance, or what a member that has gone without a word leaves unread: its session, and a rebalance. Twice the longer one
+    // for each of them, because the machine is loaded.
+    const BOUND: Duration = SESSION.saturating_mul(2);
+    let phase = |relay: &Relay, what: &str, began: f64| {
         // What waited is stored by now.
         std::thread::sleep(Duration::from_secs(3));
         let wait = longest_wait(relay, began);
         println!("{what}: nobody waited longer than {:.1} s", wait.as_secs_f64());
-        assert!(wait < bound, "{what}: {wait:?}");
+        assert!(wait < BOUND, "{what}: {wait:?}");
     };
-    // A rebalance, or what a member that has gone without a word leaves unread: its session, and a rebalance. Twice that, because
-    // the machine is loaded.
-    let (rebalance, session) = (SESSION, SESSION * 2);
 
     let mut began = now(&one);
     three.start();
     share_fairly("one has joined", &[&one, &two, &three]);
-    phase(&one, "one joins", began, rebalance);
+    phase(&one, "one joins", began);
 
     began = now(&one);
     assert!(three.stop().success());
     share_fairly("one has stopped", &[&one, &two]);
-    phase(&one, "one stops", began, session);
+    phase(&one, "one stops", began);
 
     began = now(&one);
     three.start();
     share_fairly("it is back", &[&one, &two, &three]);
-    phase(&one, "it comes back", began, rebalance);
+    phase(&one, "it comes back", began);
 
     began = now(&one);
     three.kill_9();
     share_fairly("one was killed", &[&one, &two]);
-    phase(&one, "one is killed", began, session);
+    phase(&one, "one is killed", began);
     three.start();
     share_fairly("it is back", &[&one, &two, &three]);
 
@@ -108,18 +108,18 @@ fn three_instances_share_twelve_partitions_whoever_comes_goes_dies_or_freezes() 
     two.kill_9();
     two.start();
     eventually("it has its partitions again", || two.partitions() == PARTITIONS / 3);
-    phase(&one, "one is killed and started again at once", began, rebalance);
+    phase(&one, "one is killed and started again at once", began);
 
     began = now(&two);
     one.signal("STOP");
     let frozen = Instant::now();
     share_fairly("one was frozen", &[&two, &three]);
-    phase(&two, "one is frozen", began, session);
+    phase(&two, "one is frozen", began);
     std::thread::sleep(Duration::from_secs(60).saturating_sub(frozen.elapsed()));
     began = now(&two);
     one.signal("CONT");
     share_fairly("it has thawed", &[&one, &two, &three]);
-    phase(&two, "it thaws", began, rebalance);
+    phase(&two, "it thaws", began);
 
     let sent = load.finish();
     all_arrived(&two, &ledger, &sent);
@@ -270,7 +270,7 @@ fn all_brokers_restarted_one_by_one_cost_the_pure_rust_client_nothing() {
 /// What Kafka has not been told yet, and brokers that stand still or are gone: a stop has its time and no more.
 #[test]
 fn with_the_brokers_away_a_stop_takes_no_longer_than_it_may() {
-    const TIME: Duration = Duration::from_secs(20);
+    const TIME: Duration = Duration::from_secs(45);
     let broker = Broker::with(&["--version", "3.9.2"]);
     let ledger = Ledger::start();
     let pipelines = ["librdkafka", "kafka"].map(|client| {
@@ -299,6 +299,7 @@ fn with_the_brokers_away_a_stop_takes_no_longer_than_it_may() {
             let took = began.elapsed();
             println!("round {round}: stopped after {:.1} s", took.as_secs_f64());
             assert!(status.success() && took < TIME, "{status} after {took:?}\n{}", relay.log());
+            assert!(!relay.log().contains("shutdown.timeout is over"), "{}", relay.log());
         }
         if round == 0 {
             broker.thaw();

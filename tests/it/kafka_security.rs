@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use openssl::x509::X509;
 use txrelay::config::{self, ClientCertificate, KafkaClient, KafkaSasl, KafkaTls, Password, SaslMechanism};
+use txrelay::core::tls::unix_seconds;
 use txrelay::source::preflight;
 
 use crate::rig::{Authority, Broker, LIMIT, Ledger, On, Relay, Right, To, Topic, eventually, ids, unique, write_private};
@@ -309,23 +311,32 @@ fn the_first_certificate_that_ends_is_shown_and_a_renewed_one_after_a_reload() {
             write_private(&at.file(&format!("{}.{suffix}", topic.name)), &new);
         }
     };
-    let hours = |relay: &Relay| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs_f64();
-        relay.metric(SERIES).filter(|at| *at > 0.0).map(|at| ((at - now) / 3600.0).round() as i64)
+    // The first that ends of those in these files.
+    let first_end = |files: &[&str]| {
+        let certificates = files.iter().flat_map(|name| {
+            let pem = std::fs::read(at.file(name)).expect("PEM");
+            X509::stack_from_pem(&pem).expect("certificates")
+        });
+        certificates.map(|one| unix_seconds(one.not_after()).expect("a time")).min().expect("one at least") as f64
     };
     renew("client-short");
     let mut relay = relay(at, "MUTUAL", &topic, &ledger, &tls_sets(at, Some(&topic.name)));
     relay.start();
-    eventually("ours, which ends first", || hours(&relay) == Some(12));
+    let ours = first_end(&["client-short.crt"]);
+    assert!(ours < first_end(&["server.pem"]));
+    eventually("ours, which ends first", || relay.metric(SERIES) == Some(ours));
     eventually("it is warned of", || relay.log().contains("a certificate of the connection to kafka expires within a day"));
     renew("client");
     relay.signal("HUP");
-    eventually("all end in a day", || hours(&relay) == Some(24));
+    let first = first_end(&["client.crt", "server.pem"]);
+    eventually("the first of all", || relay.metric(SERIES) == Some(first));
     assert!(relay.stop().success());
     // That nothing can be read for it is no reason not to show it.
     relay.set(&format!("kafka.brokers={}", at.broker.listener("EXPIRED")));
     relay.start();
-    eventually("the broker's, which has ended", || hours(&relay) == Some(-24));
+    let ended = first_end(&["expired.pem"]);
+    assert!(ended < first);
+    eventually("the broker's, which has ended", || relay.metric(SERIES) == Some(ended));
     assert!(relay.stop().success());
 }
 

@@ -32,7 +32,7 @@ impl std::fmt::Display for Problem {
 /// Asks the configured brokers in their order. Fails only if none of them can be read from: with what is wrong at each.
 /// Otherwise it returns what is wrong with topics and group, asked of the first that is well.
 pub fn check(kafka: &config::Kafka, timeout: Duration) -> Result<Vec<Problem>, Vec<Problem>> {
-    let (broker, findings) = ask_each(kafka, timeout, examine)?;
+    let (broker, findings) = ask_each(kafka, Patience { each: timeout, by: None }, examine)?;
     Ok(problems(&broker, findings))
 }
 
@@ -45,12 +45,16 @@ pub enum Unknown {
     Untold,
 }
 
-/// The rights that this user lacks for reading, asked of the first broker that answers.
+/// The rights that this user lacks for reading, asked of the first broker that answers, `within` this time for all of them and all
+/// questions. To resolve names may take longer.
 ///
 /// # Errors
 /// Nobody can tell.
-pub fn denials(kafka: &config::Kafka, timeout: Duration) -> Result<Vec<Problem>, Unknown> {
-    let (broker, findings) = ask_each(kafka, timeout, missing_rights).map_err(|_| Unknown::Unanswered)?;
+pub fn denials(kafka: &config::Kafka, within: Duration) -> Result<Vec<Problem>, Unknown> {
+    // One that is silent leaves time for others, and has enough of it where it is far away.
+    let each = within / u32::try_from(kafka.brokers.len()).unwrap_or(u32::MAX).clamp(1, 3);
+    let patience = Patience { each, by: Some(Instant::now() + within) };
+    let (broker, findings) = ask_each(kafka, patience, missing_rights).map_err(|_| Unknown::Unanswered)?;
     findings.map(|findings| problems(&broker, findings)).ok_or(Unknown::Untold)
 }
 
@@ -58,13 +62,29 @@ fn problems(broker: &str, findings: Vec<Finding>) -> Vec<Problem> {
     findings.into_iter().map(|finding| Problem { broker: broker.to_owned(), finding }).collect()
 }
 
+/// How long brokers are waited for.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// At one question.
+    each: Duration,
+    /// At all questions to all brokers; `None`: where several brokers are silent, others are asked no more.
+    by: Option<Instant>,
+}
+
+impl Patience {
+    /// For the next question.
+    fn next(self) -> Duration {
+        self.by.map_or(self.each, |by| self.each.min(by.saturating_duration_since(Instant::now())))
+    }
+}
+
 /// The first broker that can be read from, and what `ask` says of it.
 fn ask_each<T>(
     kafka: &config::Kafka,
-    timeout: Duration,
-    ask: impl Fn(&config::Kafka, &str, Duration) -> Result<T, Finding>,
+    patience: Patience,
+    ask: impl Fn(&config::Kafka, &str, Patience) -> Result<T, Finding>,
 ) -> Result<(String, T), Vec<Problem>> {
-    let by = Instant::now() + timeout * 3;
+    let by = patience.by.unwrap_or_else(|| Instant::now() + patience.each * 3);
     let mut problems: Vec<Problem> = Vec::new();
     for address in &kafka.brokers {
         // Several that are silent add up, and a stop may be waiting.
@@ -73,7 +93,7 @@ fn ask_each<T>(
             problems.push(Problem { broker: address.clone(), finding });
             continue;
         }
-        match ask(kafka, address, timeout) {
+        match ask(kafka, address, patience) {
             Ok(found) => return Ok((address.clone(), found)),
             Err(finding) => problems.push(Problem { broker: address.clone(), finding }),
         }
@@ -102,41 +122,42 @@ struct Inside {
 }
 
 /// `Err` is why this broker cannot be read from at all.
-fn enter(kafka: &config::Kafka, address: &str, timeout: Duration) -> Result<Inside, Finding> {
+fn enter(kafka: &config::Kafka, address: &str, patience: Patience) -> Result<Inside, Finding> {
     let door = Door::of(kafka).map_err(Finding::Tls)?;
-    let (mut wire, versions) = door.enter(address, timeout).map_err(|refusal| explain(kafka, address, timeout, refusal))?;
+    let (mut wire, versions) =
+        door.enter(address, patience.next()).map_err(|refusal| explain(kafka, address, patience, refusal))?;
     fits(kafka, &versions)?;
-    match broker::metadata(wire.until(timeout), &versions, &kafka.topics) {
+    match broker::metadata(wire.until(patience.next()), &versions, &kafka.topics) {
         Ok(cluster) => Ok(Inside { door, wire, versions, cluster }),
-        Err(fault) => Err(refused_after_versions(kafka, address, timeout, &door, fault)),
+        Err(fault) => Err(refused_after_versions(kafka, address, patience, &door, fault)),
     }
 }
 
 /// What is wrong with topics and group.
-fn examine(kafka: &config::Kafka, address: &str, timeout: Duration) -> Result<Vec<Finding>, Finding> {
-    let mut inside = enter(kafka, address, timeout)?;
+fn examine(kafka: &config::Kafka, address: &str, patience: Patience) -> Result<Vec<Finding>, Finding> {
+    let mut inside = enter(kafka, address, patience)?;
     let mut findings: Vec<Finding> = inside.cluster.topics.iter().filter_map(of_topic).collect();
-    if is_group_denied(&mut inside, &kafka.group, timeout) == Some(true) {
+    if is_group_denied(&mut inside, &kafka.group, patience) == Some(true) {
         findings.push(Finding::GroupDenied(kafka.group.clone()));
     }
     if kafka.client == KafkaClient::Kafka {
         for topic in inside.cluster.topics.iter().filter(|topic| topic.error == 0 && !topic.rights.lacks_read()) {
-            findings.extend(unreadable(&inside.door, &inside.cluster, topic, timeout));
+            findings.extend(unreadable(&inside.door, &inside.cluster, topic, patience));
         }
     }
     Ok(findings)
 }
 
 /// Only the rights; `None`: this broker does not tell them.
-fn missing_rights(kafka: &config::Kafka, address: &str, timeout: Duration) -> Result<Option<Vec<Finding>>, Finding> {
-    let mut inside = enter(kafka, address, timeout)?;
+fn missing_rights(kafka: &config::Kafka, address: &str, patience: Patience) -> Result<Option<Vec<Finding>>, Finding> {
+    let mut inside = enter(kafka, address, patience)?;
     if !inside.versions.has(broker::METADATA, 10) || !inside.versions.has(broker::DESCRIBE_GROUPS, 3) {
         return Ok(None);
     }
     let mut findings: Vec<Finding> = inside.cluster.topics.iter().filter_map(of_topic).filter(Finding::is_denial).collect();
     // To the pure-Rust client the group is but a place for numbers that tools show.
     if kafka.client == KafkaClient::Librdkafka {
-        match is_group_denied(&mut inside, &kafka.group, timeout) {
+        match is_group_denied(&mut inside, &kafka.group, patience) {
             Some(true) => findings.push(Finding::GroupDenied(kafka.group.clone())),
             Some(false) => {}
             // The coordinator does not answer.
@@ -174,7 +195,7 @@ fn fits(kafka: &config::Kafka, versions: &Versions) -> Result<(), Finding> {
 }
 
 /// What a failure to get in means: with the other kind of connection one can tell.
-fn explain(kafka: &config::Kafka, address: &str, timeout: Duration, refusal: Refusal) -> Finding {
+fn explain(kafka: &config::Kafka, address: &str, patience: Patience, refusal: Refusal) -> Finding {
     let fault = match refusal {
         Refusal::Mechanism(offered) => {
             let asked = kafka.sasl.as_ref().map_or("", |sasl| sasl.mechanism.name());
@@ -189,9 +210,9 @@ fn explain(kafka: &config::Kafka, address: &str, timeout: Duration, refusal: Ref
         Fault::Dns(words) => Finding::Dns(words),
         Fault::Refused => Finding::Refused,
         Fault::Unreachable(words) => Finding::Unreachable(words),
-        Fault::Tls(TlsFault::NotTls | TlsFault::Broken(_)) if answers_plainly(address, timeout) => Finding::PlainPort,
+        Fault::Tls(TlsFault::NotTls | TlsFault::Broken(_)) if answers_plainly(address, patience) => Finding::PlainPort,
         Fault::Tls(fault) => Finding::Tls(fault),
-        Fault::Closed | Fault::Silent | Fault::Garbage(_) if kafka.tls.is_none() && speaks_tls(address, timeout) => {
+        Fault::Closed | Fault::Silent | Fault::Garbage(_) if kafka.tls.is_none() && speaks_tls(address, patience) => {
             Finding::TlsPort
         }
         Fault::Garbage(begin) => Finding::NotKafka(begin),
@@ -201,24 +222,24 @@ fn explain(kafka: &config::Kafka, address: &str, timeout: Duration, refusal: Ref
 }
 
 /// A port that asks for a log-in closes the connection at the first request that needs one.
-fn refused_after_versions(kafka: &config::Kafka, address: &str, timeout: Duration, door: &Door, fault: Fault) -> Finding {
+fn refused_after_versions(kafka: &config::Kafka, address: &str, patience: Patience, door: &Door, fault: Fault) -> Finding {
     if kafka.sasl.is_none()
-        && let Ok((mut wire, _)) = door.knock(address, timeout)
+        && let Ok((mut wire, _)) = door.knock(address, patience.next())
         && let Ok(Some(offered)) = broker::mechanisms(&mut wire)
     {
         return Finding::SaslRequired { offered };
     }
-    explain(kafka, address, timeout, fault.into())
+    explain(kafka, address, patience, fault.into())
 }
 
-fn answers_plainly(address: &str, timeout: Duration) -> bool {
-    Door::plain().knock(address, timeout).is_ok()
+fn answers_plainly(address: &str, patience: Patience) -> bool {
+    Door::plain().knock(address, patience.next()).is_ok()
 }
 
 /// Whatever the certificate: it shook hands.
-fn speaks_tls(address: &str, timeout: Duration) -> bool {
+fn speaks_tls(address: &str, patience: Patience) -> bool {
     let Ok(connector) = super::tls::connector(&config::KafkaTls::default()) else { return false };
-    match Wire::connect(address, Some(&connector), timeout) {
+    match Wire::connect(address, Some(&connector), patience.next()) {
         Ok(_) => true,
         Err(Fault::Tls(fault)) => !matches!(fault, TlsFault::NotTls | TlsFault::Broken(_) | TlsFault::Files(_)),
         Err(_) => false,
@@ -237,13 +258,13 @@ fn of_topic(topic: &Topic) -> Option<Finding> {
 }
 
 /// Whether this user may not join the group; `None`: nobody tells now, and what it is the client finds out.
-fn is_group_denied(inside: &mut Inside, group: &str, timeout: Duration) -> Option<bool> {
+fn is_group_denied(inside: &mut Inside, group: &str, patience: Patience) -> Option<bool> {
     const DENIED: i16 = 30;
-    let address = match broker::coordinator(inside.wire.until(timeout), group).ok()? {
+    let address = match broker::coordinator(inside.wire.until(patience.next()), group).ok()? {
         Ok(address) => address,
         Err(code) => return (code == DENIED).then_some(true),
     };
-    let (mut wire, versions) = inside.door.enter(&address, timeout).ok()?;
+    let (mut wire, versions) = inside.door.enter(&address, patience.next()).ok()?;
     // Whoever may describe a group is given its offsets, and may all the same not join it.
     if versions.has(broker::DESCRIBE_GROUPS, 3) {
         return match broker::group_rights(&mut wire, group).ok()? {
@@ -258,13 +279,13 @@ fn is_group_denied(inside: &mut Inside, group: &str, timeout: Duration) -> Optio
 }
 
 /// Reads the first batch of each partition's log as the pure-Rust client would.
-fn unreadable(door: &Door, cluster: &Cluster, topic: &Topic, timeout: Duration) -> Option<Finding> {
+fn unreadable(door: &Door, cluster: &Cluster, topic: &Topic, patience: Patience) -> Option<Finding> {
     for (partition, leader) in &topic.partitions {
         let address = cluster.brokers.get(leader)?;
-        let (mut wire, _) = door.enter(address, timeout).ok()?;
+        let (mut wire, _) = door.enter(address, patience.next()).ok()?;
         let low = broker::offsets(&mut wire, &topic.name, &[*partition], broker::EARLIEST).ok()?.remove(partition)?.ok()?;
         let name = topic.name.clone();
-        match broker::first_batch(wire.until(timeout), &topic.name, *partition, low).ok()? {
+        match broker::first_batch(wire.until(patience.next()), &topic.name, *partition, low).ok()? {
             // A zstd batch, to a client that asks as this one does; old brokers call it unknown.
             Err(76) => return Some(Finding::Codec { topic: name, codec: "zstd" }),
             Err(35) => return Some(Finding::NoDownConversion(name)),
@@ -362,6 +383,41 @@ mod tests {
         kafka.brokers = vec!["no-such-host.invalid:9092".into()];
         let found = check(&kafka, Duration::from_millis(500)).expect_err("no such name");
         assert!(matches!(found[0].finding, Finding::Dns(_)), "{found:?}");
+    }
+
+    /// Whoever asks for rights reads nothing meanwhile: a coordinator, or a broker that takes its time, must not hold it up for long.
+    #[test]
+    fn rights_are_asked_for_within_one_time_for_all_questions() {
+        const WITHIN: Duration = Duration::from_millis(600);
+        // API versions: Metadata 0-12 and DescribeGroups 0-5 among them.
+        let mut versions = vec![0, 0, 0, 0, 0, 3];
+        for (key, high) in [(1_i16, 17_i16), (3, 12), (15, 5)] {
+            versions.extend([key.to_be_bytes(), [0; 2], high.to_be_bytes()].concat());
+        }
+        // Metadata 10: no tags, no throttling, no brokers, no cluster id, no controller, no topics.
+        let metadata = vec![0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1];
+        let (asked, says) = std::sync::mpsc::channel();
+        let slow = listener(move |connection| {
+            let mut head = [0; 12];
+            while connection.read_exact(&mut head).is_ok() {
+                let mut rest = vec![0; i32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize - 8];
+                connection.read_exact(&mut rest).expect("a whole request");
+                let key = i16::from_be_bytes([head[4], head[5]]);
+                let _ = asked.send(key);
+                let body = if key == broker::METADATA { &metadata } else { &versions };
+                std::thread::sleep(WITHIN * 2 / 3);
+                let size = (body.len() as i32 + 4).to_be_bytes();
+                let _ = connection.write_all(&[&size[..], &head[8..12], body].concat());
+            }
+        });
+        let mut kafka = kafka(KafkaClient::Librdkafka);
+        kafka.brokers = vec![slow];
+        assert_eq!(denials(&kafka, WITHIN), Err(Unknown::Unanswered));
+        let asked: Vec<i16> = says.try_iter().collect();
+        assert!(!asked.contains(&broker::FIND_COORDINATOR), "the time was over before that: {asked:?}");
+        // With time enough it comes as far as that.
+        let _ = denials(&kafka, WITHIN * 20);
+        assert!(says.try_iter().any(|key| key == broker::FIND_COORDINATOR));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 pub use acl::{On, Right, To};
-pub use blackhole::Blackhole;
+pub use blackhole::{Blackhole, Nowhere};
 pub use broker::{Admin, Broker};
 pub use certificates::{Authority, Issued, write_private};
 pub use fake_broker::{FETCH, FakeBroker, Fault, OFFSET_COMMIT, TOPIC};
