@@ -233,7 +233,7 @@ fn start(current: &Current) -> anyhow::Result<Running> {
         metrics: metrics.clone(),
         health: health.clone(),
         stop: stop_intake.clone(),
-        put_off: PutOff::default(),
+        put_off: PutOff::new(flow.brake.clone()),
         throttle: Throttle::per_minute(),
     };
     let outcomes = flow.outcomes.1;
@@ -256,6 +256,7 @@ fn start(current: &Current) -> anyhow::Result<Running> {
             acceptances: acceptances.clone(),
             permits: permits.clone(),
             suspects: (n < suspects::workers(config.downstream.workers)).then(|| flow.suspects.1.clone()),
+            brake: flow.brake.clone(),
             room: room.clone(),
             config: current.clone(),
             metrics: metrics.clone(),
@@ -277,6 +278,7 @@ fn start(current: &Current) -> anyhow::Result<Running> {
         fitting: 500,
         in_doubt: None,
         unsettled: flow.unsettled.clone(),
+        brake: flow.brake.clone(),
         metrics: metrics.clone(),
         health: health.clone(),
         stop: stop_intake.clone(),

@@ -1,5 +1,6 @@
 -- Claim and reclaim: what is due, and what is leased beyond its time. $1 lease (random), $2 process, $3 lease time in ms,
--- $4 floor: nothing live is expected below it (null = none; nor one above now(): the server's clock was set back since).
+-- $4 floor: nothing live is expected below it (null = none; nor one above now(): the server's clock was set back since),
+-- $5 whether a lease that ran out leaves its attempt: not where that row is refused, or every claim would stand still.
 -- {limit} is literal: with a parameter the plan is not pinned.
 with c as materialized (
   select id, lease, attempt, due_at from delivery
@@ -11,6 +12,6 @@ with c as materialized (
     attempt = d.attempt + 1
   from c where d.id = c.id returning d.id, d.attempt, d.spent_ms, c.due_at, c.lease is not null as was_leased
 ), l as (
-  insert into attempt (tx_id, lease, n, outcome, sent) select id, lease, attempt, 7, 2 from c where lease is not null
+  insert into attempt (tx_id, lease, n, outcome, sent) select id, lease, attempt, 7, 2 from c where lease is not null and $5::bool
 )
 select id, attempt, spent_ms, due_at, was_leased, now() as now from u

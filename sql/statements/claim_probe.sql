@@ -1,5 +1,5 @@
--- A probe while the gate is shut: one delivery, due or not, and as in `claim` $1 lease, $2 process, $3 lease time in ms; $4 is not
--- used (null). Rather one that was never tried, then one that has not failed by itself, then the earliest. Looked for among the 64
+-- A probe while the gate is shut: one delivery, due or not, and as in `claim` $1 lease, $2 process, $3 lease time in ms, $5 history; $4
+-- is not used (null). Rather one that was never tried, then one that has not failed by itself, then the earliest. Looked for among the 64
 -- that are due first and the 64 newest, and where those hide the better ones, from the newest down, so that neither many that
 -- always fail nor many that were refused keep it shut. 100,000 rows are looked at for that, once a probe.
 with a as materialized (
@@ -25,6 +25,6 @@ with a as materialized (
     attempt = d.attempt + 1
   from c where d.id = c.id returning d.id, d.attempt, d.spent_ms, c.due_at, c.lease is not null as was_leased
 ), l as (
-  insert into attempt (tx_id, lease, n, outcome, sent) select id, lease, attempt, 7, 2 from c where lease is not null
+  insert into attempt (tx_id, lease, n, outcome, sent) select id, lease, attempt, 7, 2 from c where lease is not null and $5::bool
 )
 select id, attempt, spent_ms, due_at, was_leased, now() as now from u

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 
+use super::brake::{Brake, EVERY};
 use super::permits::{Permits, Plan, is_suspect};
 use crate::core::gate::suspects;
-use crate::failpoint::failpoint;
+use crate::failpoint::{self, failpoint};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::ops::pulse;
@@ -38,6 +39,8 @@ pub struct Claimer {
     pub poll: Duration,
     /// See `Flow::unsettled`.
     pub unsettled: Arc<AtomicBool>,
+    /// Lets one through at a time while no outcome is taken.
+    pub brake: Arc<Brake>,
     /// Series.
     pub metrics: Metrics,
     /// How many rows fitted into the room last time; begin with any number.
@@ -69,6 +72,7 @@ impl Claimer {
         let mut throttle = Throttle::per_minute();
         let mut rest = Duration::ZERO;
         let mut arrived = false;
+        let mut one_at = Instant::now();
         loop {
             // `rest` is at most `poll`, which is an hour in a test.
             pulse::at("waiting until something is due", pulse::PROMPT.map(|bound| bound + self.poll));
@@ -88,6 +92,14 @@ impl Claimer {
             let plan = self.permits.plan(std::mem::take(&mut arrived));
             pulse::at("claiming", pulse::REMOTE);
             let turn = match plan {
+                Plan::Claim if self.brake.is_on() => {
+                    floor.reset();
+                    rest = one_at.saturating_duration_since(Instant::now()).min(self.poll);
+                    if !rest.is_zero() {
+                        continue;
+                    }
+                    self.one(process, handoff, &mut one_at)
+                }
                 Plan::Claim => self.turn(process, &mut floor, handoff),
                 Plan::Probe => self.probe(process, handoff),
                 Plan::Rest(time) => {
@@ -174,6 +186,27 @@ impl Claimer {
         // As for all: never blocks.
         let _ = handoff.send(leased);
         Ok(Duration::ZERO)
+    }
+
+    /// One delivery, to find out whether PostgreSQL takes outcomes again; says when the next one may be.
+    fn one(&mut self, process: ProcessId, handoff: &Sender<Leased>, next: &mut Instant) -> Result<Duration, StoreError> {
+        // What was leased before is on its way back.
+        let Some(room) = self.room.reserve_rows(1) else { return Ok(Duration::from_millis(100)) };
+        self.clear_doubt()?;
+        let who = Claimant { process, lease: rand::random(), time: self.time };
+        self.in_doubt = Some(who.lease);
+        let (claimed, claims) = self.link.run(|session| session.claim_one(who, room))?;
+        self.in_doubt = None;
+        self.note_lost(&claims);
+        if !claimed.too_much.is_empty() {
+            self.link.run(|session| session.give_back(&claimed.too_much, Duration::ZERO))?;
+        }
+        if !claimed.rows.is_empty() {
+            *next = Instant::now() + failpoint::time("brake", EVERY);
+            self.brake.let_through(who.lease);
+            self.hand_over(claimed.rows, handoff)?;
+        }
+        Ok(self.poll)
     }
 
     /// A claim whose commit was in doubt: what it leased was not sent, and would otherwise wait for the lease's end.

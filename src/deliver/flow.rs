@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::Brake;
 use crate::core::room::ROWS_MAX;
 use crate::store::{Leased, Settlement};
 
@@ -23,6 +24,8 @@ pub struct Flow {
     pub wake: (Sender<()>, Receiver<()>),
     /// Outcomes are kept that PostgreSQL does not have yet: nothing new is claimed before they are written.
     pub unsettled: Arc<AtomicBool>,
+    /// No outcome is taken: one delivery is sent at a time.
+    pub brake: Arc<Brake>,
 }
 
 /// How full the channels are, for people. It holds ends of them, and must be dropped before a stop: a thread whose partner
@@ -72,6 +75,7 @@ impl Flow {
             outcomes: bounded(1024),
             wake: bounded(1),
             unsettled: Arc::default(),
+            brake: Arc::default(),
         }
     }
 }

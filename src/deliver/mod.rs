@@ -4,6 +4,7 @@
 //! worker holds no connection.
 
 mod acceptances;
+mod brake;
 mod claimer;
 mod flow;
 mod notices;
@@ -13,6 +14,7 @@ mod settler;
 mod worker;
 
 pub use acceptances::Acceptances;
+pub use brake::Brake;
 pub use claimer::Claimer;
 pub use flow::{Fill, Flow};
 pub use permits::{Permits, Plan};

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, select};
 
+use super::brake::EVERY;
 use super::put_off::{PUT_OFF, PutOff};
 use crate::config::value::show_duration;
 use crate::failpoint::{self, failpoint};
@@ -58,7 +59,7 @@ impl Settler {
         while collect(outcomes, &mut batch, &mut last, self.put_off.patience()) {
             pulse::at("writing outcomes", pulse::REMOTE);
             failpoint("thread-settler");
-            self.write(process, &mut batch)?;
+            self.write(process, &mut batch, outcomes)?;
             self.put_off.show(&self.health, Instant::now());
             // Not after the first batch: the rows of those that still wait may be due again, and a claim would send them twice.
             // It comes to this soon, because without claims nothing fresh is born leased either.
@@ -70,12 +71,13 @@ impl Settler {
     }
 
     /// Writes all of them, in as few transactions as PostgreSQL takes: what it refuses is halved until the culprit is alone.
-    fn write(&mut self, process: ProcessId, batch: &mut Vec<Settlement>) -> anyhow::Result<()> {
+    fn write(&mut self, process: ProcessId, batch: &mut Vec<Settlement>, outcomes: &Receiver<Settlement>) -> anyhow::Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
         let began = Instant::now();
-        let mut pieces = VecDeque::from([std::mem::take(batch)]);
+        let mut pieces = VecDeque::new();
+        self.line_up(batch.drain(..), &mut pieces);
         while let Some(mut piece) = pieces.pop_front() {
             pulse::at("writing outcomes", pulse::REMOTE);
             let error = match self.settle(process, &piece) {
@@ -86,55 +88,65 @@ impl Settler {
                     continue;
                 }
                 Err(error) if error.refuses_rows() => match self.set_aside(process, &piece[0], error) {
-                    Ok(()) => continue,
+                    Ok(()) => {
+                        // What has come meanwhile does not wait for others like this one.
+                        let free = (2 * BATCH).saturating_sub(pieces.iter().map(Vec::len).sum());
+                        self.line_up(outcomes.try_iter().take(free), &mut pieces);
+                        continue;
+                    }
                     Err(error) => error,
                 },
                 Err(error) => error,
             };
-            // Another one is tried next: perhaps it is only this one that is refused.
-            if error.refuses_rows() {
-                pieces.push_back(piece)
-            } else {
-                pieces.push_front(piece)
-            }
+            pieces.push_front(piece);
             self.wait(&error, pieces.iter().map(Vec::len).sum())?;
         }
         self.health.go("settler", "postgres");
-        self.health.go("settler", "schema");
         self.metrics.commit_duration_seconds.with_label_values(&["settle"]).observe(began.elapsed().as_secs_f64());
         Ok(())
     }
 
+    /// In front of what waits, but those whose outcomes were refused before behind it.
+    fn line_up(&self, outcomes: impl Iterator<Item = Settlement>, pieces: &mut VecDeque<Vec<Settlement>>) {
+        let (refused, others): (Vec<_>, Vec<_>) = outcomes.partition(|outcome| self.put_off.knows(outcome.id));
+        if !others.is_empty() {
+            pieces.push_front(others);
+        }
+        if !refused.is_empty() {
+            pieces.push_back(refused);
+        }
+    }
+
     fn settle(&mut self, process: ProcessId, piece: &[Settlement]) -> Result<(), StoreError> {
         let stale = self.link.run(|session| session.settle(process, piece))?;
-        self.put_off.taken(piece);
+        if self.put_off.taken(piece) {
+            log::info!("PostgreSQL takes outcomes again");
+        }
         self.metrics.settles_stale_total.inc_by(stale as u64);
         self.metrics.batch_rows.with_label_values(&["settle"]).observe(piece.len() as f64);
         Ok(())
     }
 
     /// One outcome that PostgreSQL refuses. It settles without its text. If that is refused too (a trigger, a constraint that somebody
-    /// added), the delivery is put off, so that it holds up no other; but not when no other is taken either: then it is not this one,
-    /// and to put off would be to send everything again and again with nothing to show for it.
+    /// added), the delivery is put off, so that it holds up no other. Where many are refused in a row, perhaps all are: then the brake
+    /// bounds how many are sent with nothing to show for it.
     fn set_aside(&mut self, process: ProcessId, settlement: &Settlement, reason: StoreError) -> Result<(), StoreError> {
-        let bare = [settlement.clone().without_text()];
-        match self.settle(process, &bare) {
-            Ok(()) => {
-                if let Some(note) = self.throttle.admit("refused text", Instant::now()) {
-                    log::warn!("PostgreSQL refused an outcome's text ({reason}): it is written without{note}");
+        if settlement.tried().is_some_and(|tried| tried.error.is_some()) {
+            match self.settle(process, &[settlement.clone().without_text()]) {
+                Ok(()) => {
+                    if let Some(note) = self.throttle.admit("refused text", Instant::now()) {
+                        log::warn!("PostgreSQL refused an outcome's text ({reason}): it is written without{note}");
+                    }
+                    return Ok(());
                 }
-                return Ok(());
+                Err(error) if !error.refuses_rows() => return Err(error),
+                Err(_) => {}
             }
-            Err(error) if !error.refuses_rows() => return Err(error),
-            Err(_) => {}
-        }
-        if self.put_off.is_everything() {
-            return Err(reason);
         }
         let (id, wait) = (settlement.id, failpoint::time("put-off", PUT_OFF));
-        let follows = match self.link.run(|session| session.give_back(&[(id, settlement.lease)], wait)) {
-            Ok(0) => "it came too late to change anything".to_owned(),
-            Ok(_) => format!("its delivery is put off for {} and sent again then", show_duration(wait)),
+        let follows = match self.link.run(|session| session.put_off(id, settlement.lease, wait)) {
+            Ok(false) => "it came too late to change anything".to_owned(),
+            Ok(true) => format!("its delivery is put off for {} and sent again then", show_duration(wait)),
             Err(error) if error.refuses_rows() => "its delivery is sent again when its lease ends".to_owned(),
             Err(error) => return Err(error),
         };
@@ -143,7 +155,14 @@ impl Settler {
             log::error!(tx = id; "{words}; {follows}, the others go on{note}");
         }
         self.metrics.postgres_errors_total.with_label_values(&[reason.kind()]).inc();
-        self.put_off.note(id, words, Instant::now());
+        let now = Instant::now();
+        if self.put_off.note(id, words, now) {
+            log::error!(
+                "PostgreSQL takes no outcome any more: {reason}; until it takes one, one delivery is sent every {}",
+                show_duration(EVERY)
+            );
+        }
+        self.put_off.show(&self.health, now);
         Ok(())
     }
 
@@ -152,15 +171,9 @@ impl Settler {
         self.unsettled.store(true, Ordering::Release);
         self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
         if let Some(note) = self.throttle.admit(error.kind(), Instant::now()) {
-            if error.refuses_rows() {
-                log::error!(outcomes = n; "PostgreSQL takes no outcome any more: {error}; {n} are kept and written again, and nothing is claimed before that{note}");
-            } else {
-                log::warn!(outcomes = n; "failed to write {n} outcomes, they are kept and written again: {error}{note}");
-            }
+            log::warn!(outcomes = n; "failed to write {n} outcomes, they are kept and written again: {error}{note}");
         }
-        // It answers: somebody has altered the schema.
-        let reason = if error.refuses_rows() { "schema" } else { "postgres" };
-        self.health.wait("settler", reason, format!("PostgreSQL: {error}"));
+        self.health.wait("settler", "postgres", format!("PostgreSQL: {error}"));
         anyhow::ensure!(
             !self.stop.is_overdue(),
             "gave up writing {n} outcomes at the end of shutdown.timeout: their leases end, and they are sent again"

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, Sender, select};
 
 use super::acceptances::Acceptances;
+use super::brake::Brake;
 use super::permits::{Answered, Permits};
 use crate::config::{Config, Current};
 use crate::core::backoff::Policy;
@@ -30,6 +31,8 @@ pub struct Worker {
     pub permits: Arc<Permits>,
     /// Where deliveries come from that have failed by themselves; `None`: it takes none of those.
     pub suspects: Option<Receiver<Leased>>,
+    /// Holds deliveries back while no outcome is taken.
+    pub brake: Arc<Brake>,
     /// Learns how long requests take.
     pub room: Arc<Room>,
     /// Waits and budget, as last reloaded.
@@ -51,7 +54,7 @@ impl Worker {
             let Some(mut leased) = self.next(handoff) else { return Ok(()) };
             // Room bounds what waits for a worker; this one waits no longer.
             leased.slot = None;
-            let may_start = self.permits.start(&leased, &self.stop);
+            let may_start = !self.brake.holds(&leased) && self.permits.start(&leased, &self.stop);
             let what = if !may_start || self.stop.is_stopping() || Instant::now() >= leased.deadline {
                 self.permits.not_sent(&leased);
                 self.metrics.given_back_total.inc();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::lease::{LeaseTime, Leased, Reservation};
-use super::sql::{CLAIM_PROBE, NEXT_DUE, PAYLOADS, Sql, claim};
+use super::sql::{CLAIM_ONE, CLAIM_PROBE, NEXT_DUE, PAYLOADS, Sql, claim};
 use super::{ProcessId, Session, StoreError};
 use crate::core::headers;
 use crate::failpoint::failpoint;
@@ -99,6 +99,12 @@ impl Session {
         Ok((claimed, claims))
     }
 
+    /// Claims one delivery that is due, to find out whether PostgreSQL takes outcomes again: one that was never tried if there
+    /// is one, so that those whose outcomes are refused hold up no others.
+    pub fn claim_one(&mut self, who: Claimant, room: Reservation) -> Result<(Claimed, Claims), StoreError> {
+        self.claim_with(&CLAIM_ONE, 1, who, None, room)
+    }
+
     fn claim_with(
         &mut self,
         sql: &Sql,
@@ -107,13 +113,24 @@ impl Session {
         floor: Option<SystemTime>,
         mut room: Reservation,
     ) -> Result<(Claimed, Claims), StoreError> {
+        self.with_history(|session, history| session.claim_once(sql, limit, who, (floor, history), &mut room))
+    }
+
+    fn claim_once(
+        &mut self,
+        sql: &Sql,
+        limit: usize,
+        who: Claimant,
+        (floor, history): (Option<SystemTime>, bool),
+        room: &mut Reservation,
+    ) -> Result<(Claimed, Claims), StoreError> {
         let statement = self.prepare(sql)?;
         let payloads = self.prepare(&PAYLOADS)?;
         let before = Instant::now();
         let lease_ms = who.time.lease.as_millis() as i64;
         // One transaction: if the payloads cannot be read, nothing has been claimed.
         let mut transaction = self.client.transaction()?;
-        let rows = transaction.query(&statement, &[&who.lease, &who.process, &lease_ms, &floor])?;
+        let rows = transaction.query(&statement, &[&who.lease, &who.process, &lease_ms, &floor, &history])?;
         let claims = Claims {
             short: rows.len() < limit,
             lost: rows.iter().filter(|row| row.get::<_, bool>(4)).count(),

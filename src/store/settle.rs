@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::sql::{GIVE_BACK, SETTLE_DELIVERED, SETTLE_DIED, SETTLE_FAILED, SETTLE_STALE};
+use super::sql::{GIVE_BACK, PUT_OFF, SETTLE_DELIVERED, SETTLE_DIED, SETTLE_FAILED, SETTLE_STALE};
 use super::{ProcessId, Session, StoreError, slot};
 use crate::core::outcome::{Outcome, Sent};
 use crate::failpoint::failpoint;
@@ -64,7 +64,8 @@ pub struct Tried {
 }
 
 impl Settlement {
-    fn tried(&self) -> Option<&Tried> {
+    /// The attempt; `None`: nothing was sent.
+    pub fn tried(&self) -> Option<&Tried> {
         match &self.what {
             Settled::Delivered(tried) | Settled::Failed { tried, .. } | Settled::Died { tried, .. } => Some(tried),
             Settled::GivenBack => None,
@@ -110,6 +111,13 @@ impl<'a> Columns<'a> {
 }
 
 impl Session {
+    /// Frees a delivery that was sent and whose outcome is refused: it is due again after `wait`. Returns whether its lease was
+    /// still this one. It writes no history: that is what may be refused.
+    pub fn put_off(&mut self, id: i64, lease: i64, wait: Duration) -> Result<bool, StoreError> {
+        let statement = self.prepare(&PUT_OFF)?;
+        Ok(self.client.execute(&statement, &[&id, &lease, &(wait.as_millis() as i64)])? == 1)
+    }
+
     /// Settles a batch in one transaction and returns how many were stale: their lease was no longer the row's, so that
     /// they changed nothing but the history. Repeating a batch whose COMMIT answer was lost is harmless.
     pub fn settle(&mut self, process: ProcessId, batch: &[Settlement]) -> Result<usize, StoreError> {

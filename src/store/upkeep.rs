@@ -248,17 +248,39 @@ impl Session {
 
     /// Frees the leases of dead processes, up to 500; returns how many. `longest` is the longest lease they may have taken.
     pub fn sweep(&mut self, dead: &[ProcessId], longest: Duration) -> Result<u64, StoreError> {
-        let statement = self.prepare(&SWEEP)?;
-        let freed: i64 = self.client.query_one(&statement, &[&dead, &(longest.as_millis() as i64)])?.get(0);
-        Ok(freed as u64)
+        self.with_history(|session, history| {
+            let statement = session.prepare(&SWEEP)?;
+            let freed: i64 = session.client.query_one(&statement, &[&dead, &(longest.as_millis() as i64), &history])?.get(0);
+            Ok(freed as u64)
+        })
     }
 
     /// Makes leases due again that ran out more than 5 s ago: up to 500 of those that ended at or after `from` (`None`: as far
     /// back as `longest` and 10 minutes). Returns how many, and where to look on.
     pub fn expire(&mut self, from: Option<SystemTime>, longest: Duration) -> Result<(u64, Option<SystemTime>), StoreError> {
-        let statement = self.prepare(&EXPIRE)?;
-        let row = self.client.query_one(&statement, &[&from, &(longest.as_millis() as i64)])?;
-        Ok((row.get::<_, i64>(0) as u64, row.get(1)))
+        self.with_history(|session, history| {
+            let statement = session.prepare(&EXPIRE)?;
+            let row = session.client.query_one(&statement, &[&from, &(longest.as_millis() as i64), &history])?;
+            Ok((row.get::<_, i64>(0) as u64, row.get(1)))
+        })
+    }
+
+    /// `work` takes leases that ran out. Where PostgreSQL refuses to write what became of them (a trigger, a constraint that
+    /// somebody added to `attempt`), it is repeated without: a line of history is less than every delivery.
+    pub(super) fn with_history<T>(
+        &mut self,
+        mut work: impl FnMut(&mut Self, bool) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        match work(self, true) {
+            Err(error) if error.refuses_rows() => {
+                let done = work(self, false)?;
+                log::error!(
+                    "PostgreSQL refuses the attempts of leases that ran out: {error}; they are taken without their history"
+                );
+                Ok(done)
+            }
+            done => done,
+        }
     }
 
     /// Gives leased rows back that were not sent: (id, lease) each. They are due again after `delay`.

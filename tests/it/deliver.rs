@@ -55,7 +55,7 @@ fn nothing_is_claimed_before_every_kept_outcome_is_written() {
         health: Health::new(metrics.clone()),
         metrics,
         stop,
-        put_off: PutOff::default(),
+        put_off: PutOff::new(flow.brake.clone()),
         throttle: Throttle::per_minute(),
     };
     let (to_settler, process) = bounded(1);
@@ -120,6 +120,7 @@ fn a_wake_up_is_enough_even_if_nobody_polls_for_an_hour() {
         fitting: 500,
         in_doubt: None,
         unsettled: flow.unsettled.clone(),
+        brake: flow.brake.clone(),
         health: Health::new(metrics.clone()),
         metrics,
         stop,

@@ -40,6 +40,7 @@ mod postgresql;
 mod properties;
 mod reconcile;
 mod refused;
+mod refused_outcomes;
 mod rejected;
 mod relay;
 mod restart;

@@ -13,7 +13,7 @@ use crate::rig::{Admin, Ledger, Raw, Relay, Topic, bootstrap, eventually, ids, t
 use crate::store::Store;
 
 /// Values of transactions, spread over three partitions by their place.
-fn spread(ids: &[String]) -> Vec<Raw> {
+pub fn spread(ids: &[String]) -> Vec<Raw> {
     ids.iter().enumerate().map(|(i, id)| Raw { partition: (i % 3) as i32, ..Raw::value(transaction(id)) }).collect()
 }
 
@@ -310,64 +310,5 @@ fn answers_that_postgresql_would_refuse_hold_up_no_outcome() {
     assert!(used.rss_peak_mb < 150.0, "{used:?}");
     assert!(!relay.log().contains("failed to write"), "{}", relay.log());
     relay.balanced();
-    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
-}
-
-/// A start of `workers = 8`, and PostgreSQL refuses the outcome of every transaction that is like `which`.
-fn outcomes_refused(which: &str, fail_points: &str) -> (Topic, Ledger, Relay) {
-    let (topic, ledger) = (Topic::new(3), Ledger::start());
-    let mut relay = Relay::new(&topic.name, &ledger.url(), "workers = 8");
-    relay.env("FAILPOINTS", fail_points);
-    assert!(relay.command(&["migrate"]).status().expect("runs").success());
-    let refuse = format!(
-        "create function no() returns trigger language plpgsql as $$ begin \
-           if exists (select from tx where id = new.tx_id and transaction_id like '{which}') then raise exception 'closed'; end if; \
-           return new; end $$; \
-         create trigger no before insert on attempt for each row execute function no()"
-    );
-    relay.sql().batch_execute(&refuse).expect("altered");
-    relay.start();
-    (topic, ledger, relay)
-}
-
-const STALLED: &str = "stalled{reason=\"schema\"}";
-
-/// A trigger on `attempt`: the batch was written again and again, and nothing that was in it was ever settled.
-#[test]
-fn an_outcome_that_postgresql_refuses_is_put_off_loudly_and_holds_up_no_other() {
-    let (topic, ledger, mut relay) = outcomes_refused("odd", "put-off=return(3000)");
-    let others = ids("a", 0..60);
-    topic.raw(&spread(&[&others[..30], &["odd".to_owned()], &others[30..]].concat()));
-    eventually("the others are settled", || {
-        relay.count("select count(*) from attempt") == 60 && relay.count("select count(*) from delivery") == 1
-    });
-    eventually("it is said", || relay.metric(STALLED) == Some(1.0));
-    let words = "PostgreSQL refuses the outcome of tx.id ";
-    let ready = relay.http("/readyz").expect("answers");
-    assert!(ready.contains(words) && ready.contains("closed"), "{ready}");
-    let log = relay.log();
-    assert!(log.lines().any(|line| line.contains("[ERROR]") && line.contains(words) && line.contains("put off for 3s")), "{log}");
-    topic.raw(&spread(&ids("b", 0..60)));
-    eventually("others go on", || relay.count("select count(*) from attempt") == 120);
-    eventually("it is sent again", || ledger.count("accepted_twice") == 1);
-    relay.sql().batch_execute("drop trigger no on attempt").expect("mended");
-    eventually("it settles", || relay.count("select count(*) from delivery") == 0);
-    eventually("nothing waits", || relay.metric(STALLED) == Some(0.0));
-    assert_eq!((ledger.count("accepted"), ledger.count("accepted_twice")), (121, 1));
-    relay.balanced();
-    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
-}
-
-/// Putting off what nobody is at fault for would be to send everything again and again.
-#[test]
-fn where_postgresql_takes_no_outcome_at_all_they_are_kept_and_nothing_is_sent_twice() {
-    let (topic, ledger, mut relay) = outcomes_refused("%", "");
-    topic.raw(&spread(&ids("a", 0..300)));
-    eventually("it is said", || relay.log().contains("PostgreSQL takes no outcome any more"));
-    let put_off = "select count(*) from delivery where lease is null and due_at > now() + interval '5 minutes'";
-    assert_eq!((relay.count(put_off), relay.count("select count(*) from attempt")), (20, 0));
-    relay.sql().batch_execute("drop trigger no on attempt").expect("mended");
-    eventually("the others settle", || relay.count("select count(*) from delivery") == 20);
-    assert_eq!((relay.count(put_off), ledger.count("accepted"), ledger.count("accepted_twice")), (20, 300, 0));
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
 }
