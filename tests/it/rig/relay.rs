@@ -300,8 +300,10 @@ impl Relay {
     /// Deliveries that are leased, once PostgreSQL has carried out what a process had sent it before it was stopped or killed.
     #[track_caller]
     pub fn held(&self) -> u64 {
+        let now: String = self.sql().query_one("select clock_timestamp()::text", &[]).expect("answers").get(0);
         let active = format!(
-            "select count(*) from pg_stat_activity where application_name like 'txrelay/{}/%' and state = 'active'",
+            "select count(*) from pg_stat_activity \
+             where application_name like 'txrelay/{}/%' and state = 'active' and query_start <= '{now}'",
             self.name
         );
         eventually("PostgreSQL has done what it was told", || self.count(&active) == 0);
