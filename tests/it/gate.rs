@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::rig::{Blackhole, Ledger, Load, Nowhere, Relay, Topic, eventually, ids, throughout};
+use crate::rig::{Blackhole, Ledger, Load, Nowhere, Relay, Topic, eventually, free_address, ids, throughout};
 
 /// Probes that a test can wait for.
 const PROBES: &str = "[gate]\nprobe_every = \"200ms\"\nprobe_cap = \"400ms\"";
@@ -79,7 +79,7 @@ fn an_outage_of_any_kind_is_sent_probes_only_and_costs_no_delivery_anything() {
 #[test]
 fn a_service_that_is_not_there_shuts_the_gate_within_twenty_failures() {
     let topic = Topic::new(2);
-    let address = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number").to_string();
+    let address = free_address();
     topic.transactions(ids("n", 0..200));
     let mut relay = Relay::new(&topic.name, &format!("http://{address}/"), &format!("workers = 8\n{PROBES}"));
     relay.start();

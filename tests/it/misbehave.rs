@@ -2,13 +2,13 @@
 //! its victims are delivered meanwhile. F51 to F64 and F70 of the fault matrix.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::time::Duration;
 
 use openssl::ssl::{SslAcceptor, SslFiletype, SslMethod, SslVersion};
 
 use crate::rig::{
-    Authority, Blackhole, Opening, Peer, Relay, Request, Rogue, Then, Topic, eventually, ids, transaction, unique, within_bounds,
+    Authority, Blackhole, Opening, Peer, Relay, Request, Rogue, Then, Topic, eventually, free_address, ids, transaction, unique,
+    within_bounds,
 };
 
 /// Outcome, status, and whether it was sent, of an attempt.
@@ -300,7 +300,7 @@ fn what_cannot_be_sent_is_known_to_be_unsent_and_delivered_later() {
     let more =
         "timeout = \"5s\"\nconnect_timeout = \"500ms\"\nworkers = 4\n[retry]\nbase = \"50ms\"\n[gate]\nprobe_cap = \"200ms\"";
     let mut relay = Relay::new(&topic.name, &rogue.url(), more);
-    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number");
+    let free = free_address();
     let hole = Blackhole::new();
     let places = [
         ("refused", format!("http://{free}/")),

@@ -6,7 +6,9 @@ use std::process::Output;
 use txrelay::config;
 use txrelay::store::{Role, Session};
 
-use crate::rig::{Authority, Issued, Ledger, Pg, Relay, Topic, eventually, ids, postgres_url, unique, unpacked, write_private};
+use crate::rig::{
+    Authority, Issued, Ledger, Pg, Relay, Topic, eventually, free_address, ids, postgres_url, unique, unpacked, write_private,
+};
 
 /// Exit status and what a command said.
 fn said(relay: &Relay, args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String) {
@@ -328,7 +330,8 @@ impl Pooler {
     fn start(mode: &str) -> Self {
         let folder = std::env::temp_dir().join(unique("txrelay-pooler"));
         std::fs::create_dir(&folder).expect("a folder");
-        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number").port();
+        let address = free_address();
+        let port: u16 = address.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
         let url = postgres_url();
         let server_port = url.split(['@', '/']).nth(3).and_then(|host| host.rsplit(':').next()).expect("a port");
         let text = format!(

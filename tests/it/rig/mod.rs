@@ -16,8 +16,10 @@ mod rogue;
 mod truth;
 mod watch;
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 pub use acl::{On, Right, To};
@@ -72,6 +74,19 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 pub fn unique(stem: &str) -> String {
     format!("{stem}-{}", &uuid::Uuid::new_v4().simple().to_string()[..10])
+}
+
+/// An address that nobody listens on, and that no other test gets: neither one that the kernel gives to a connection (from 32768
+/// on) nor one of the bed's scripts (20000 to 29999).
+pub fn free_address() -> String {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = (std::process::id() % 10) as u16 * 1000;
+    loop {
+        let port = 10_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            return listener.local_addr().expect("its number").to_string();
+        }
+    }
 }
 
 /// Runs a subcommand of the bed to its end and returns its output.

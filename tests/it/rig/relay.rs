@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::resources::Resources;
 use super::truth::wrong_offsets;
-use super::{Killed, LIMIT, bootstrap, eventually, http, postgres_url, unique};
+use super::{Killed, LIMIT, bootstrap, eventually, free_address, http, postgres_url, unique};
 
 /// A pipeline: its configuration, and the daemon while it runs.
 pub struct Relay {
@@ -337,11 +337,6 @@ impl Drop for Relay {
         }
         let _ = std::fs::remove_dir_all(&self.directory);
     }
-}
-
-/// Bound and free again: nobody else here asks for a port with this number by chance.
-fn free_address() -> String {
-    std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its number").to_string()
 }
 
 fn tail(text: &str, lines: usize) -> String {
