@@ -48,10 +48,10 @@ fetch() { # VERSION -> folder in $fetched
   [ "$(uname -m)" != aarch64 ] || machine=arm64v8
   mkdir -p "${fetched%/*}"
   tmp=$(mktemp -d "$fetched.XXXXXX")
-  # Whole or not at all: another run may be looking for it.
+  # Whole or not at all: another run may be looking for it. In a folder of its own, for the plugin leaves its markers where it stands.
   # shellcheck disable=SC2015 # whatever fails, the next line finds out
-  mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.6.1:unpack "-DoutputDirectory=$tmp" \
-    "-DmarkersDirectory=$tmp" "-Dartifact=io.zonky.test.postgres:embedded-postgres-binaries-linux-$machine:$1" >"$tmp.log" 2>&1 \
+  (cd "$tmp" && mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.6.1:unpack "-DoutputDirectory=$tmp" \
+    "-Dartifact=io.zonky.test.postgres:embedded-postgres-binaries-linux-$machine:$1") >"$tmp.log" 2>&1 \
     && mkdir "$tmp/programs" && tar -xJf "$tmp"/postgres-linux-*.txz -C "$tmp/programs" 2>>"$tmp.log" \
     && mv -T "$tmp/programs" "$fetched" 2>>"$tmp.log" || true
   [ -d "$fetched" ] || { tail -n 20 "$tmp.log" >&2; die "failed to get PostgreSQL $1"; }
