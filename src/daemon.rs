@@ -279,6 +279,7 @@ fn start(current: &Current) -> anyhow::Result<Running> {
         in_doubt: None,
         unsettled: flow.unsettled.clone(),
         brake: flow.brake.clone(),
+        throttle: Throttle::per_minute(),
         metrics: metrics.clone(),
         health: health.clone(),
         stop: stop_intake.clone(),

@@ -2,7 +2,8 @@
 -- id $8. One row, or somebody else owns the partition. Another incarnation is another life: the one before ends where its
 -- position stood, and nothing of the new one has been passed over yet.
 with p as (
-  update consumer_position set incarnation = $5, next_offset = $6, skipped = case when incarnation = $5 then skipped else 0 end, topic_id = coalesce($7, topic_id),
+  update consumer_position set incarnation = $5, next_offset = $6, topic_id = coalesce($7, topic_id),
+    skipped = case when incarnation = $5 then skipped else 0 end,
     cluster_id = coalesce($8, cluster_id), updated_at = now()
   where topic = $1 and partition = $2 and epoch = $3 and next_offset = $4
   returning topic, partition, incarnation, next_offset, topic_id, cluster_id

@@ -1,5 +1,5 @@
--- Delivered ones ($1) are open again and due now, and no longer count as delivered. Counter slot $2. The caller holds the lock of retention_share.sql. What was
--- erased has nothing left to send. Returns who was delivered and nothing else.
+-- Delivered ones ($1) are open again and due now, and no longer count as delivered. Counter slot $2. The caller holds the lock of
+-- retention_share.sql. What was erased has nothing left to send. Returns who was delivered and nothing else.
 with f as materialized (
   select t.id, h.n from tx t
   cross join lateral (

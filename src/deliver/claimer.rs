@@ -41,6 +41,8 @@ pub struct Claimer {
     pub unsettled: Arc<AtomicBool>,
     /// Lets one through at a time while no outcome is taken.
     pub brake: Arc<Brake>,
+    /// What was said lately.
+    pub throttle: Throttle,
     /// Series.
     pub metrics: Metrics,
     /// How many rows fitted into the room last time; begin with any number.
@@ -69,7 +71,6 @@ impl Claimer {
             recv(self.stop.signal()) -> _ => return Ok(()),
         };
         let mut floor = Floor::default();
-        let mut throttle = Throttle::per_minute();
         let mut rest = Duration::ZERO;
         let mut arrived = false;
         let mut one_at = Instant::now();
@@ -117,7 +118,7 @@ impl Claimer {
                 Err(error) => {
                     floor.reset();
                     self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
-                    if let Some(note) = throttle.admit(error.kind(), Instant::now()) {
+                    if let Some(note) = self.throttle.admit(error.kind(), Instant::now()) {
                         log::warn!("failed to claim, will try again: {error}{note}");
                     }
                     self.health.wait("claimer", "postgres", format!("PostgreSQL: {error}"));
@@ -251,7 +252,7 @@ impl Claimer {
             .find_map(|limit| Some((limit, self.room.reserve_rows(limit)?)))
     }
 
-    fn note(&self, claims: &Claims, rows: usize, began: Instant) {
+    fn note(&mut self, claims: &Claims, rows: usize, began: Instant) {
         // A claim of a single row that found one is full, but says nothing of a backlog until it is repeated at once.
         self.room.claimed(claims.short, Instant::now());
         self.metrics.commit_duration_seconds.with_label_values(&["claim"]).observe(began.elapsed().as_secs_f64());
@@ -261,7 +262,14 @@ impl Claimer {
         self.note_lost(claims);
     }
 
-    fn note_lost(&self, claims: &Claims) {
+    fn note_lost(&mut self, claims: &Claims) {
+        if let Some(error) = &claims.history_refused
+            && let Some(note) = self.throttle.admit("history", Instant::now())
+        {
+            log::error!(
+                "PostgreSQL refuses the attempts of leases that ran out: {error}; they are taken without their history{note}"
+            );
+        }
         if claims.lost > 0 {
             self.metrics.attempts_total.with_label_values(&["lost"]).inc_by(claims.lost as u64);
             log::warn!(rows = claims.lost; "{} of the claimed deliveries had leases that ran out", claims.lost);

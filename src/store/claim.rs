@@ -58,12 +58,14 @@ pub struct Claimed {
 }
 
 /// What a claim says about the queue.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Claims {
     /// Fewer rows than its limit: there is no backlog.
     pub short: bool,
     /// How many of them had been leased before: their leases had run out.
     pub lost: usize,
+    /// Why those left no attempt, if they left none.
+    pub history_refused: Option<StoreError>,
     newest_due: Option<SystemTime>,
     database_now: Option<SystemTime>,
 }
@@ -113,7 +115,10 @@ impl Session {
         floor: Option<SystemTime>,
         mut room: Reservation,
     ) -> Result<(Claimed, Claims), StoreError> {
-        self.with_history(|session, history| session.claim_once(sql, limit, who, (floor, history), &mut room))
+        let (claimed, mut claims) =
+            self.with_history(|session, history| session.claim_once(sql, limit, who, (floor, history), &mut room))?;
+        claims.history_refused = self.history_refused();
+        Ok((claimed, claims))
     }
 
     fn claim_once(
@@ -134,6 +139,7 @@ impl Session {
         let claims = Claims {
             short: rows.len() < limit,
             lost: rows.iter().filter(|row| row.get::<_, bool>(4)).count(),
+            history_refused: None,
             newest_due: rows.iter().map(|row| row.get(3)).max(),
             database_now: rows.first().map(|row| row.get(5)),
         };
@@ -202,7 +208,7 @@ mod tests {
     use super::*;
 
     fn claims(short: bool, now: SystemTime, due: Option<SystemTime>) -> Claims {
-        Claims { short, lost: 0, newest_due: due, database_now: Some(now) }
+        Claims { short, lost: 0, history_refused: None, newest_due: due, database_now: Some(now) }
     }
 
     #[test]

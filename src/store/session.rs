@@ -19,6 +19,8 @@ pub struct Session {
     prepared: HashMap<&'static str, Statement>,
     /// Holds the reader's lock, as far as is known.
     pub(super) reads: bool,
+    /// See [`Session::history_refused`].
+    pub(super) history_refused: Option<StoreError>,
 }
 
 /// A connection of its own, or one of the pool's.
@@ -58,7 +60,7 @@ pub struct Role {
 impl Session {
     /// On a connection that is set up already.
     pub(super) fn on(client: Connection) -> Self {
-        Self { client, prepared: HashMap::new(), reads: false }
+        Self { client, prepared: HashMap::new(), reads: false, history_refused: None }
     }
 
     /// Connects; several hosts are tried in their order, and the first writable one is used.

@@ -265,6 +265,11 @@ impl Session {
         })
     }
 
+    /// Why attempts of leases that ran out were left out since this was last asked, if they were.
+    pub fn history_refused(&mut self) -> Option<StoreError> {
+        self.history_refused.take()
+    }
+
     /// `work` takes leases that ran out. Where PostgreSQL refuses to write what became of them (a trigger, a constraint that
     /// somebody added to `attempt`), it is repeated without: a line of history is less than every delivery.
     pub(super) fn with_history<T>(
@@ -274,9 +279,7 @@ impl Session {
         match work(self, true) {
             Err(error) if error.refuses_rows() => {
                 let done = work(self, false)?;
-                log::error!(
-                    "PostgreSQL refuses the attempts of leases that ran out: {error}; they are taken without their history"
-                );
+                self.history_refused = Some(error);
                 Ok(done)
             }
             done => done,

@@ -252,6 +252,13 @@ impl Upkeep {
                 Err(error) => return Err(error),
             }
         }
+        if let Some(error) = session.history_refused()
+            && let Some(note) = self.throttle.admit("history", Instant::now())
+        {
+            log::error!(
+                "PostgreSQL refuses the attempts of leases that ran out: {error}; they are due again without their history{note}"
+            );
+        }
         if Instant::now() >= rounds.count_at {
             pulse::at("counting", pulse::REMOTE);
             let counting = Instant::now();

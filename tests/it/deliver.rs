@@ -121,6 +121,7 @@ fn a_wake_up_is_enough_even_if_nobody_polls_for_an_hour() {
         in_doubt: None,
         unsettled: flow.unsettled.clone(),
         brake: flow.brake.clone(),
+        throttle: Throttle::per_minute(),
         health: Health::new(metrics.clone()),
         metrics,
         stop,

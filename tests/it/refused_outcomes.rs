@@ -154,6 +154,10 @@ fn leases_that_ran_out_are_taken_although_their_history_is_refused() {
             store.session.client().batch_execute(refuse).expect("altered");
             assert_eq!(take(&mut store), 1, "{name}");
             assert_eq!(store.number("select count(*) from attempt where outcome = 7"), lost, "{name}");
+            // Claims hand it on with what they found.
+            if matches!(name, "expire" | "sweep") {
+                assert_eq!(store.session.history_refused().is_some(), lost == 0, "{name} says so");
+            }
         }
     }
 }
