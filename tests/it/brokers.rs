@@ -23,6 +23,19 @@ fn on(brokers: &str, topic: &Topic, ledger: &Ledger) -> Relay {
     relay
 }
 
+/// librdkafka's thread of a lost broker is busy for a moment now and then (0.11 and 0.38 of a core in two of seventy
+/// outages); a loop that never waits is busy in every window.
+#[track_caller]
+fn waits_without_haste(relay: &Relay) {
+    eventually("next to nothing is done while the broker is away", || {
+        let (began, before) = (Instant::now(), relay.cpu());
+        std::thread::sleep(Duration::from_secs(2));
+        let share = (relay.cpu() - before).as_secs_f64() / began.elapsed().as_secs_f64();
+        println!("{share:.2} of a core while the broker is away");
+        share < 0.1
+    });
+}
+
 /// F35.
 #[test]
 fn a_broker_that_is_killed_and_comes_back_is_read_on_without_a_restart_and_waited_for_without_haste() {
@@ -36,11 +49,7 @@ fn a_broker_that_is_killed_and_comes_back_is_read_on_without_a_restart_and_waite
     for (round, kill) in [Broker::kill_9 as fn(&Broker), Broker::stop].into_iter().enumerate() {
         kill(&broker);
         eventually("it is noticed", || relay.metric("stalled{reason=\"kafka\"}") == Some(1.0));
-        let (began, before) = (Instant::now(), relay.cpu());
-        std::thread::sleep(Duration::from_secs(2));
-        let share = (relay.cpu() - before).as_secs_f64() / began.elapsed().as_secs_f64();
-        assert!(share < 0.5, "half a core while there is nothing to do: {share:.2}");
-        println!("{share:.2} of a core while the broker is away");
+        waits_without_haste(&relay);
         broker.up();
         sent.extend(topic.write(1, ids(&format!("b{round}"), 0..100)));
         delivered_once(&relay, &ledger, &sent);
