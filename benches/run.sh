@@ -5,7 +5,7 @@
 #   BENCH_SCENARIOS="burst slow workers rate idle catch-up backlog grown stored retention pinned processes"  BENCH_RUNS=3  BENCH_RECORDS=60000
 #   BENCH_WORKERS=64  BENCH_BYTES=1000  BENCH_RATES="100 500 1000"  BENCH_SECONDS=30 (of each rate)
 #   BENCH_STORED="10000 1000000 5000000"  BENCH_BACKLOG=1000000  BENCH_GROWN_STORED=5000000  BENCH_RETENTION=1000000
-#   BENCH_OUT=FILE       the runs as JSON lines
+#   BENCH_OUT=FILE       the runs as JSON lines          BENCH_BEFORE=FILE  another build of txrelay, which takes turns with this one
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 here=$root/tests/bed
@@ -59,13 +59,13 @@ fresh() { # PARTITIONS
   behave '{"delay_ms":0}'
   "$bed" http POST "$ledger/_/reset" >/dev/null
 }
-txrelay() { "$CARGO_TARGET_DIR/release/txrelay" -c "$dir/$topic.toml" "$@"; }
+txrelay() { "$binary" -c "$dir/$topic.toml" "$@"; }
 # start_daemon N: the N-th process of the pipeline; its pid is added to $daemons.
 start_daemon() {
   local listen=$port
   [ "$1" = 1 ] || { listen=$(free_port) && mkdir -m 700 "$dir/$topic.state.$1"; }
   spawn "$dir/txrelay-$1.pid" "$dir/txrelay.log" env "STATE_DIRECTORY=$dir/$topic.state$([ "$1" = 1 ] || printf '.%s' "$1")" \
-    "$CARGO_TARGET_DIR/release/txrelay" -c "$dir/$topic.toml" --set "metrics.listen=\"127.0.0.1:$listen\"" run
+    "$binary" -c "$dir/$topic.toml" --set "metrics.listen=\"127.0.0.1:$listen\"" run
   "$bed" http GET "http://127.0.0.1:$listen/${ready:-readyz}" --retry 60s >/dev/null || failed "txrelay did not start"
   daemons+=(--daemon "$(pid_of "$dir/txrelay-$1.pid")")
 }
@@ -74,7 +74,7 @@ measured() {
   local command=$1 scenario=$2 x=$3
   shift 3
   "$bed" measure "$command" --ledger-url "$ledger" --dsn "$TXRELAY_TEST_PG" "${daemons[@]}" --postgres "$PG_PID" --scenario "$scenario" \
-    --x "$x" --limit 900s --out "$out" "$@" >/dev/null || failed "$scenario failed"
+    --contender "$contender" --x "$x" --limit 900s --out "$out" "$@" >/dev/null || failed "$scenario failed"
 }
 produced() { # SCENARIO X COUNT [ARGS...]
   local scenario=$1 x=$2 count=$3
@@ -210,16 +210,29 @@ processes() {
 
 start_ledger
 workers=${BENCH_WORKERS:-64}
+run_with() { # BUILD
+  contender=$1
+  binary=$CARGO_TARGET_DIR/release/txrelay
+  [ "$1" = txrelay ] || binary=$BENCH_BEFORE
+  case $scenario in
+    workers) workers_varied ;;
+    rate) rates ;;
+    catch-up) catch_up ;;
+    burst | slow | idle | backlog | grown | stored | retention | pinned | processes) "$scenario" ;;
+    *) die "unknown scenario $scenario" ;;
+  esac
+}
+builds=(txrelay)
+[ -z "${BENCH_BEFORE:-}" ] || builds+=(before)
 for n in $(seq 1 "$runs"); do
+  # There and back, so that what changes meanwhile meets both alike.
+  order=("${builds[@]}")
+  [ $((n % 2)) = 1 ] || mapfile -t order < <(printf '%s\n' "${builds[@]}" | tac)
   for scenario in ${BENCH_SCENARIOS:-burst slow workers rate idle catch-up backlog grown stored retention pinned processes}; do
-    say "run $n of $runs: $scenario"
-    case $scenario in
-      workers) workers_varied ;;
-      rate) rates ;;
-      catch-up) catch_up ;;
-      burst | slow | idle | backlog | grown | stored | retention | pinned | processes) "$scenario" ;;
-      *) die "unknown scenario $scenario" ;;
-    esac
+    for build in "${order[@]}"; do
+      say "run $n of $runs: $scenario${BENCH_BEFORE:+, $build}"
+      run_with "$build"
+    done
   done
 done
 printf '\n%s records of %s bytes, %s workers, %s cores, PostgreSQL %s\n' "$records" "${BENCH_BYTES:-1000}" "$workers" "$(nproc)" \
