@@ -75,6 +75,7 @@ statements! {
     GOODBYE = "goodbye",
     HEARTBEAT = "heartbeat",
     INGEST = "ingest",
+    INGEST_WHOLE = "ingest_whole",
     INSERT_DUPLICATES = "insert_duplicates",
     INSERT_GAP = "insert_gap",
     INSERT_REJECTED = "insert_rejected",

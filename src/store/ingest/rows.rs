@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use postgres::Transaction;
+use postgres::types::ToSql;
 use serde_json::Value;
 
 use super::{Advance, Batch, Candidate, Ingested, Topics, Writer};
@@ -11,24 +12,29 @@ use crate::core::headers;
 use crate::core::identify::Reason;
 use crate::core::offsets::{self, Offsets};
 use crate::core::record::Record;
-use crate::store::sql::{ADVANCE, INGEST, INSERT_DUPLICATES, INSERT_GAP, INSERT_REJECTED, INSERT_SKIPPED, SEEN};
+use crate::store::sql::{ADVANCE, INGEST, INGEST_WHOLE, INSERT_DUPLICATES, INSERT_GAP, INSERT_REJECTED, INSERT_SKIPPED, SEEN};
 use crate::store::{Session, StoreError, slot};
 
 impl Session {
     pub(in crate::store) fn statements(&mut self) -> Result<Statements, StoreError> {
+        // They insert, and move rows of a small table by its key. `seen` is the exception, and sees to it itself.
+        let all = [&INGEST_WHOLE, &INGEST, &SEEN, &INSERT_REJECTED, &INSERT_DUPLICATES, &ADVANCE, &INSERT_SKIPPED, &INSERT_GAP];
+        let [whole, ingest, seen, rejected, duplicates, advance, skipped, gap] = self.prepare_to_plan_once(all)?;
         Ok(Statements {
-            ingest: self.prepare(&INGEST)?,
-            seen: self.prepare(&SEEN)?,
-            rejected: self.prepare(&INSERT_REJECTED)?,
-            duplicates: self.prepare(&INSERT_DUPLICATES)?,
-            advance: self.prepare(&ADVANCE)?,
-            skipped: self.prepare(&INSERT_SKIPPED)?,
-            gap: self.prepare(&INSERT_GAP)?,
+            whole: whole?,
+            ingest: ingest?,
+            seen: seen?,
+            rejected: rejected?,
+            duplicates: duplicates?,
+            advance: advance?,
+            skipped: skipped?,
+            gap: gap?,
         })
     }
 }
 
 pub(in crate::store) struct Statements {
+    whole: postgres::Statement,
     ingest: postgres::Statement,
     seen: postgres::Statement,
     rejected: postgres::Statement,
@@ -43,6 +49,65 @@ pub(super) fn place(id: i64) -> usize {
     (id & 1023) as usize
 }
 
+/// Candidates as the columns of `ingest`.
+struct NewRows<'a> {
+    ids: Vec<&'a str>,
+    keys: Vec<Option<&'a [u8]>>,
+    headers: Vec<Option<Value>>,
+    payloads: Vec<Option<&'a [u8]>>,
+    partitions: Vec<i32>,
+    offsets: Vec<i64>,
+    times: Vec<Option<SystemTime>>,
+    places: Vec<i32>,
+    topics: Vec<i16>,
+    incarnations: Vec<i16>,
+    lease: Option<i64>,
+    process: i64,
+    lease_ms: i64,
+    slot: i32,
+}
+
+impl<'a> NewRows<'a> {
+    fn of(writer: Writer, topics: &Topics, batch: &'a Batch, places: &[usize]) -> Self {
+        let rows = || places.iter().map(|&place| &batch.candidates[place]);
+        Self {
+            ids: rows().map(|c| c.transaction_id.as_str()).collect(),
+            keys: rows().map(|c| c.record.key.as_deref()).collect(),
+            headers: rows().map(|c| headers::to_json(&c.record.headers)).collect(),
+            payloads: rows().map(|c| c.record.value.as_deref()).collect(),
+            partitions: rows().map(|c| c.record.at.partition).collect(),
+            offsets: rows().map(|c| c.record.offset).collect(),
+            times: rows().map(|c| c.record.timestamp_ms.and_then(to_time)).collect(),
+            places: places.iter().map(|&place| place as i32).collect(),
+            topics: rows().map(|c| topics[&c.record.at.topic]).collect(),
+            incarnations: rows().map(|c| c.incarnation).collect(),
+            lease: batch.lease,
+            process: writer.process,
+            lease_ms: writer.lease.as_millis() as i64,
+            slot: slot(writer.process, 0),
+        }
+    }
+
+    fn parameters(&self) -> [&(dyn ToSql + Sync); 14] {
+        [
+            &self.ids,
+            &self.keys,
+            &self.headers,
+            &self.payloads,
+            &self.partitions,
+            &self.offsets,
+            &self.times,
+            &self.places,
+            &self.topics,
+            &self.incarnations,
+            &self.lease,
+            &self.process,
+            &self.lease_ms,
+            &self.slot,
+        ]
+    }
+}
+
 /// The new ones among these places; ids that are there are left alone.
 pub(in crate::store) fn insert(
     transaction: &mut Transaction<'_>,
@@ -53,39 +118,30 @@ pub(in crate::store) fn insert(
     places: &[usize],
     done: &mut Ingested,
 ) -> Result<(), StoreError> {
-    let rows = || places.iter().map(|&place| &batch.candidates[place]);
-    let ids: Vec<&str> = rows().map(|c| c.transaction_id.as_str()).collect();
-    let keys: Vec<Option<&[u8]>> = rows().map(|c| c.record.key.as_deref()).collect();
-    let headers: Vec<Option<Value>> = rows().map(|c| headers::to_json(&c.record.headers)).collect();
-    let payloads: Vec<Option<&[u8]>> = rows().map(|c| c.record.value.as_deref()).collect();
-    let partitions: Vec<i32> = rows().map(|c| c.record.at.partition).collect();
-    let offsets: Vec<i64> = rows().map(|c| c.record.offset).collect();
-    let times: Vec<Option<SystemTime>> = rows().map(|c| c.record.timestamp_ms.and_then(to_time)).collect();
-    let ordinals: Vec<i32> = places.iter().map(|&place| place as i32).collect();
-    let topic_ids: Vec<i16> = rows().map(|c| topics[&c.record.at.topic]).collect();
-    let incarnations: Vec<i16> = rows().map(|c| c.incarnation).collect();
-    let lease_ms = writer.lease.as_millis() as i64;
-    let stored = transaction.query(
-        &statements.ingest,
-        &[
-            &ids,
-            &keys,
-            &headers,
-            &payloads,
-            &partitions,
-            &offsets,
-            &times,
-            &ordinals,
-            &topic_ids,
-            &incarnations,
-            &batch.lease,
-            &writer.process,
-            &lease_ms,
-            &slot(writer.process, 0),
-        ],
-    )?;
+    let stored = transaction.query(&statements.ingest, &NewRows::of(writer, topics, batch, places).parameters())?;
     done.new.extend(stored.iter().map(|row| (place(row.get(0)), row.get(0), row.get(1))));
     Ok(())
+}
+
+/// A batch that may bring nothing but new transactions, in one statement; `places` are all of its candidates, no id twice. `None`: it
+/// brings something else too, and the transaction must be rolled back.
+pub(super) fn insert_whole(
+    transaction: &mut Transaction<'_>,
+    statements: &Statements,
+    writer: Writer,
+    topics: &Topics,
+    batch: &Batch,
+    places: &[usize],
+) -> Result<Option<Ingested>, StoreError> {
+    let (rows, moves) = (NewRows::of(writer, topics, batch, places), Moves::of(&batch.advances));
+    let parameters = [&rows.parameters()[..], &moves.parameters()[..]].concat();
+    let stored = transaction.query(&statements.whole, &parameters)?;
+    let moved = stored.first().map_or(0, |row| row.get::<_, i64>(2));
+    if stored.len() < places.len() || moved as usize != batch.advances.len() {
+        return Ok(None);
+    }
+    let new = stored.iter().map(|row| (place(row.get(0)), row.get(0), row.get(1))).collect();
+    Ok(Some(Ingested { new, ..Ingested::default() }))
 }
 
 /// A record's time as PostgreSQL can hold it: years 1970 to 9999, otherwise none (producers write nonsense).
@@ -117,6 +173,8 @@ pub(super) fn seen(
     let partitions: Vec<i32> = rows().map(|c| c.record.at.partition).collect();
     let incarnations: Vec<i16> = rows().map(|c| c.incarnation).collect();
     let offsets: Vec<i64> = rows().map(|c| c.record.offset).collect();
+    // A plan for a table that was small would be kept while it grows.
+    transaction.batch_execute("set local plan_cache_mode = force_custom_plan")?;
     let found = transaction.query(&statements.seen, &[&ids, &values, &topic_ids, &partitions, &incarnations, &offsets])?;
     let seen = |row: &postgres::Row| {
         let ordinal: i32 = row.get(0);
@@ -207,6 +265,36 @@ pub(super) fn insert_duplicates(
     Ok(stored as usize)
 }
 
+/// Positions to be moved, as the columns of `advance`.
+struct Moves<'a> {
+    topics: Vec<&'a str>,
+    partitions: Vec<i32>,
+    epochs: Vec<i64>,
+    expected: Vec<i64>,
+    new: Vec<i64>,
+    skipped: Vec<i64>,
+}
+
+impl<'a> Moves<'a> {
+    fn of(advances: &'a [Advance]) -> Self {
+        // In order of partition: two processes that (by mistake) both move them wait for each other instead of deadlocking.
+        let mut advances: Vec<&Advance> = advances.iter().collect();
+        advances.sort_by(|a, b| a.at.cmp(&b.at));
+        Self {
+            topics: advances.iter().map(|a| &*a.at.topic).collect(),
+            partitions: advances.iter().map(|a| a.at.partition).collect(),
+            epochs: advances.iter().map(|a| a.epoch).collect(),
+            expected: advances.iter().map(|a| a.expected).collect(),
+            new: advances.iter().map(|a| a.new).collect(),
+            skipped: advances.iter().map(|a| offsets::count(&a.skipped)).collect(),
+        }
+    }
+
+    fn parameters(&self) -> [&(dyn ToSql + Sync); 6] {
+        [&self.topics, &self.partitions, &self.epochs, &self.expected, &self.new, &self.skipped]
+    }
+}
+
 pub(super) fn advance(
     transaction: &mut Transaction<'_>,
     statements: &Statements,
@@ -214,21 +302,9 @@ pub(super) fn advance(
     advances: &[Advance],
     read: usize,
 ) -> Result<(), StoreError> {
-    // In order of partition: two processes that (by mistake) both move them wait for each other instead of deadlocking.
-    let mut advances: Vec<&Advance> = advances.iter().collect();
-    advances.sort_by(|a, b| a.at.cmp(&b.at));
-    let topics: Vec<&str> = advances.iter().map(|a| &*a.at.topic).collect();
-    let partitions: Vec<i32> = advances.iter().map(|a| a.at.partition).collect();
-    let epochs: Vec<i64> = advances.iter().map(|a| a.epoch).collect();
-    let expected: Vec<i64> = advances.iter().map(|a| a.expected).collect();
-    let new: Vec<i64> = advances.iter().map(|a| a.new).collect();
-    let skipped: Vec<i64> = advances.iter().map(|a| offsets::count(&a.skipped)).collect();
-    let moved: i64 = transaction
-        .query_one(
-            &statements.advance,
-            &[&topics, &partitions, &epochs, &expected, &new, &skipped, &slot(writer.process, 0), &(read as i64)],
-        )?
-        .get(0);
+    let (moves, slot, read) = (Moves::of(advances), slot(writer.process, 0), read as i64);
+    let parameters = [&moves.parameters()[..], &[&slot, &read]].concat();
+    let moved: i64 = transaction.query_one(&statements.advance, &parameters)?.get(0);
     if moved as usize != advances.len() {
         // The transaction is rolled back when it is dropped.
         return Err(StoreError::Fenced(format!(
