@@ -91,6 +91,7 @@ impl<In: Transport> Connector<In> for Watching {
             begun: self.watch.begun.load(Relaxed),
             generation: self.generation.clone(),
             cut: false,
+            head: Vec::new(),
         }))
     }
 }
@@ -102,16 +103,41 @@ pub(super) struct Watched<T> {
     generation: Generation,
     begun: u64,
     cut: bool,
+    /// The head of a request, which goes with the beginning of its body: one packet, and the service wakes once.
+    head: Vec<u8>,
 }
 
-impl<T: Transport> Transport for Watched<T> {
-    fn buffers(&mut self) -> &mut dyn Buffers {
-        self.inner.buffers()
+/// Longest head that waits for its body, in bytes.
+const HEAD_HELD: usize = 8 * 1024;
+
+impl<T: Transport> Watched<T> {
+    /// Sends the first `amount` bytes of the output, behind the head that waits.
+    fn flush(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        if self.head.is_empty() {
+            return self.write(amount, timeout);
+        }
+        let head = std::mem::take(&mut self.head);
+        let output = self.inner.buffers().output();
+        let together = head.len() + amount;
+        if together <= output.len() {
+            output.copy_within(..amount, head.len());
+            output[..head.len()].copy_from_slice(&head);
+            self.write(together, timeout)?;
+        } else {
+            let body = output[..amount].to_vec();
+            output[..head.len()].copy_from_slice(&head);
+            self.write(head.len(), timeout)?;
+            self.inner.buffers().output()[..amount].copy_from_slice(&body);
+            self.write(amount, timeout)?;
+        }
+        self.head = head;
+        self.head.clear();
+        Ok(())
     }
 
     /// A service may answer, 413 for one, and close before it has read the whole request. Then writing fails while the
     /// answer lies in the socket, so a broken write is only noted: what can be read decides.
-    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+    fn write(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         if self.cut {
             return Ok(());
         }
@@ -127,8 +153,26 @@ impl<T: Transport> Transport for Watched<T> {
             result => result,
         }
     }
+}
+
+impl<T: Transport> Transport for Watched<T> {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.inner.buffers()
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        // ureq writes the head, then the body, then waits for the answer.
+        if self.head.is_empty() && (1..=HEAD_HELD).contains(&amount) {
+            self.head.extend_from_slice(&self.inner.buffers().output()[..amount]);
+            return Ok(());
+        }
+        self.flush(amount, timeout)
+    }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        if !self.head.is_empty() {
+            self.flush(0, timeout)?;
+        }
         let came = self.inner.await_input(timeout)?;
         if came {
             self.watch.read.store(true, Relaxed);

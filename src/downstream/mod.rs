@@ -13,6 +13,7 @@ mod failure;
 mod probe;
 mod request;
 mod resolver;
+mod tcp;
 mod tls;
 mod transport;
 

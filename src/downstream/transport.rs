@@ -13,13 +13,14 @@ use ureq::Agent;
 use ureq::config::{AutoHeaderValue, Config};
 use ureq::http::header::RETRY_AFTER;
 use ureq::http::{self, Request};
-use ureq::unversioned::transport::{Connector, TcpConnector};
+use ureq::unversioned::transport::Connector;
 
 use super::connection::{Generation, NoteFresh, Watch, Watching};
 use super::credentials::{Credentials, Keyring};
 use super::failure::failure;
 use super::request::Template;
 use super::resolver::Addresses;
+use super::tcp::Tcp;
 use super::tls::Tls;
 use super::{Answer, Delivery, Failure, FailureKind, Response, Transport};
 use crate::config;
@@ -185,7 +186,7 @@ impl UreqTransport {
 fn agent(shared: &Shared, watch: &Arc<Watch>) -> Agent {
     let generation = Generation { addresses: shared.addresses.clone(), keyring: Arc::clone(&shared.keyring) };
     let chain = NoteFresh(Arc::clone(watch), generation.clone())
-        .chain(TcpConnector::default())
+        .chain(Tcp)
         .chain(shared.tls.clone())
         .chain(Watching { watch: Arc::clone(watch), generation });
     Agent::with_parts(shared.agent.clone(), chain, shared.addresses.clone())
