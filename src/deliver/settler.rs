@@ -21,8 +21,9 @@ use crate::store::{Link, ProcessId, Settlement, StoreError};
 /// Beyond 500 rows a batch gains nothing (25x from 1 to 500, 1.2x from there; reference measurements on PostgreSQL 15).
 const BATCH: usize = 500;
 /// The least time between the beginnings of two batches. A lone outcome is written at once; in a steady flow they gather. It
-/// delays no delivery, only the end of its lease: at 500/s 5 ms cost one commit for two deliveries, 20 ms one for ten.
-const PACE: Duration = Duration::from_millis(20);
+/// delays no delivery, only the end of its lease: at 500/s there is one commit for twenty deliveries, and after a crash those are
+/// sent again.
+const PACE: Duration = Duration::from_millis(40);
 /// How often a batch that gathers is looked at. Not woken by each outcome: that would cost a switch of threads a delivery. So short
 /// that the sleep needs no arm for a stop, at which what has gathered is written anyway.
 const LOOK: Duration = Duration::from_millis(5);

@@ -35,8 +35,8 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long a batch that is worth a commit waits for more.
 const LINGER: Duration = Duration::from_millis(4);
 /// The least time between the beginnings of two small batches: a lone record goes at once, and in a steady flow (500/s) two or
-/// three share a commit.
-const PACE: Duration = Duration::from_millis(3);
+/// three share a commit. It costs a record 1 ms in the middle, and saves a third of the commits that 3 ms would make.
+const PACE: Duration = Duration::from_millis(5);
 /// How often positions are read back and quiet partitions moved over markers; the first time sooner.
 const CHECK: Duration = Duration::from_secs(10);
 const FIRST_CHECK: Duration = Duration::from_secs(2);

@@ -15,7 +15,7 @@ const DEFAULTS: [(&str, &str); 13] = [
     ("session.timeout.ms", "10000"),
     ("heartbeat.interval.ms", "3000"),
     // The defaults (64 MiB, 100,000 records) are large for a small VM; with these a reader peaks at about 21 MB.
-    ("queued.max.messages.kbytes", "16384"),
+    ("queued.max.messages.kbytes", "8192"),
     ("queued.min.messages", "10000"),
     // The default of 1 s stutters with queues this small.
     ("fetch.queue.backoff.ms", "100"),
