@@ -67,8 +67,12 @@ fn a_process_that_was_asleep_moves_no_position_and_settles_nothing() {
     moves_by(&ledger, 300);
     assert_eq!(epochs(&one), at_first, "half a lease: its partitions were its own all the while");
 
+    // So slow that it surely has some in hand now.
+    ledger.behave(&json!({ "delay_ms": 250 }));
+    eventually("requests are in flight", || one.metric("requests_in_flight") >= Some(3.0));
     one.signal("STOP");
     may_repeat += one.held();
+    ledger.behave(&json!({ "delay_ms": 50 }));
     eventually("the other reads all partitions", || other.partitions() == 6);
     let sleepers = format!("select count(*) from delivery where lease is not null and leased_by <> {process}");
     eventually("what the sleeper held is taken over", || one.count(&sleepers) == 0);
