@@ -180,21 +180,38 @@ fn outages_table(runs: &[&Value]) -> Vec<String> {
     missed
 }
 
-/// `poison-KIND-N`: what the good ones lose beside each kind, against runs without any. Returns the goals that were missed.
+/// `poison-KIND-LATENCY-N`: what the good ones lose beside each kind, in the middle of its runs, against those of the same latency
+/// without any. Returns the goals that were missed.
 fn poison_table(runs: &[&Value]) -> Vec<String> {
-    let mut of: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
+    let mut of: BTreeMap<(&str, &str), Vec<&Value>> = BTreeMap::new();
     for run in runs {
-        of.entry(name(run).split('-').nth(1).unwrap_or_default()).or_default().push(run);
+        let mut words = name(run).split('-').skip(1);
+        let (kind, latency) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        of.entry((latency, kind)).or_default().push(run);
     }
     let sum = |runs: &[&Value], what: &str| runs.iter().map(|run| number(run, what)).sum::<f64>();
-    let pace = |runs: &[&Value]| sum(runs, "per_second") / runs.len() as f64;
-    let without = of.get("none").map(|runs| pace(runs));
-    println!("\n| poison | good ones per second | of those without poison | dead | lost |");
-    println!("|---|---|---|---|---|");
+    let paces = |runs: &[&Value]| {
+        let mut paces: Vec<f64> = runs.iter().map(|run| number(run, "per_second")).collect();
+        paces.sort_by(f64::total_cmp);
+        paces
+    };
+    let middle = |paces: &[f64]| (paces[(paces.len() - 1) / 2] + paces[paces.len() / 2]) / 2.0;
+    println!("\n| poison | service | runs | good ones per second | of those without poison | dead | lost |");
+    println!("|---|---|---|---|---|---|---|");
     let mut missed = Vec::new();
-    for (kind, runs) in &of {
-        let (share, lost) = (pace(runs) / without.unwrap_or(f64::NAN), sum(runs, "lost"));
-        println!("| {kind} | {:.0} | {:.1} % | {:.0} | {lost:.0} |", pace(runs), share * 100.0, sum(runs, "dead"));
+    for ((latency, kind), runs) in &of {
+        let without = of.get(&(*latency, "none")).map_or(f64::NAN, |runs| middle(&paces(runs)));
+        let (paces, lost) = (paces(runs), sum(runs, "lost"));
+        let share = middle(&paces) / without;
+        println!(
+            "| {kind} | {latency} ms | {} | {:.0} ({:.0} - {:.0}) | {:.1} % | {:.0} | {lost:.0} |",
+            runs.len(),
+            middle(&paces),
+            paces[0],
+            paces[paces.len() - 1],
+            share * 100.0,
+            sum(runs, "dead")
+        );
         let goals = [("throughput", share >= 0.95), ("lost", lost == 0.0)];
         missed.extend(goals.into_iter().filter(|goal| !goal.1).map(|goal| format!("poison {kind}: {}", goal.0)));
     }
