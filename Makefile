@@ -6,8 +6,8 @@
 cache := $(or $(TXRELAY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/txrelay)
 export CARGO_TARGET_DIR ?= $(cache)/target
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
-# Integration tests wait more than they work: twice as many as there are cores.
-export RUST_TEST_THREADS ?= 4
+# Integration tests wait more than they work: more of them than there are cores, but no more than a busy machine bears.
+export RUST_TEST_THREADS ?= 3
 
 PREFIX ?= /usr/local
 DESTDIR ?=

@@ -38,7 +38,7 @@ pub use truth::wrong_offsets;
 pub use watch::{Seen, Watch};
 
 /// Catches hangs only: ten times what anything here needs.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 fn env(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run the tests through `make test`"))
