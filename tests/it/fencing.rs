@@ -197,7 +197,9 @@ fn a_cloned_machine_disturbs_nobody_and_is_told_what_to_do() {
     is_done(&clone, &ledger, &sent);
     stop(&mut clone);
     let twice = ledger.count("accepted_twice");
-    assert!(twice <= may_repeat, "{twice} repeated, {may_repeat} were in hand");
+    // On a busy machine a request may take its second.
+    let unknown = clone.count("select count(*) from attempt where sent = 2 and outcome <> 7") as u64;
+    assert!(twice <= may_repeat + unknown, "{twice} repeated, {may_repeat} were in hand, of {unknown} nobody knows");
 }
 
 /// Deliveries that have an end, as a replica knows them.
