@@ -8,6 +8,10 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::core::headers::Headers;
 use crate::core::room::{self, BYTES_MAX};
 
+/// A lease that took so long to be committed may have been taken in a sleep, in which a copy of this process has taken it for dead
+/// (silent for 10 s, `predecessors.sql`) and goes on with its deliveries.
+const PERHAPS_BURIED: Duration = Duration::from_secs(9);
+
 /// How long a lease is, and how much of it may be used locally.
 #[derive(Debug, Clone, Copy)]
 pub struct LeaseTime {
@@ -19,8 +23,11 @@ pub struct LeaseTime {
 
 impl LeaseTime {
     /// Past this instant a delivery is given back instead of sent, for its lease could end before the answer comes.
-    /// `before_begin` is the instant before the statement that took the lease.
+    /// `before_begin` is the instant before the statement that took the lease; asked once that is committed.
     pub fn deadline(&self, before_begin: Instant) -> Instant {
+        if before_begin.elapsed() >= PERHAPS_BURIED {
+            return before_begin;
+        }
         before_begin + self.lease.saturating_sub(self.timeout).saturating_sub(Duration::from_secs(5))
     }
 }
@@ -247,6 +254,16 @@ mod tests {
         let room = Room::new(64, LeaseTime { lease: Duration::from_secs(60), timeout: Duration::from_secs(15) });
         (0..1000).for_each(|_| room.observe(Duration::from_millis(1)));
         room
+    }
+
+    #[test]
+    fn what_was_leased_in_a_sleep_is_not_sent() {
+        let time = LeaseTime { lease: Duration::from_secs(60), timeout: Duration::from_secs(15) };
+        let now = Instant::now();
+        let before = |seconds| now.checked_sub(Duration::from_secs(seconds)).expect("the machine runs for longer");
+        assert!(time.deadline(before(0)) > now + Duration::from_secs(39));
+        assert!(time.deadline(before(8)) > now + Duration::from_secs(31));
+        assert!(time.deadline(before(9)) <= now);
     }
 
     #[test]

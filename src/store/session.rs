@@ -17,7 +17,7 @@ use crate::config;
 pub struct Session {
     pub(super) client: Connection,
     prepared: HashMap<&'static str, Statement>,
-    /// Statements are planned once, not at each call; see [`Session::plan_once`].
+    /// Statements are planned once, not at each call; see [`Session::prepare_to_plan_once`].
     planned_once: bool,
     /// Holds the reader's lock, as far as is known.
     pub(super) reads: bool,
