@@ -1,5 +1,5 @@
 //! TCP for ureq. Its own makes a dozen calls of the system for each request: it asks twice whether the connection is still open,
-//! with three calls each, and sets a time-out anew before each read and write. This one makes four.
+//! with three calls each, and sets a time-out anew before each read and write. This one asks once with one call, and sets what is far from right.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -95,10 +95,6 @@ impl Within {
         let left = self.timeout.after.saturating_sub(self.began.elapsed());
         if left.is_zero() { Err(Error::Timeout(self.timeout.reason)) } else { Ok(left) }
     }
-
-    fn told(&self, error: io::Error) -> Error {
-        told(error, self.timeout.reason)
-    }
 }
 
 impl Transport for Socket {
@@ -118,7 +114,7 @@ impl Transport for Socket {
                 Ok(0) => return Err(Error::Io(io::ErrorKind::WriteZero.into())),
                 Ok(written) => rest = &rest[written..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(within.told(error)),
+                Err(error) => return Err(told(error, within.timeout.reason)),
             }
         }
         Ok(())
@@ -135,7 +131,7 @@ impl Transport for Socket {
                 Ok(amount) => break amount,
                 // Linux does not go on with a read that has a time-out.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(within.told(error)),
+                Err(error) => return Err(told(error, within.timeout.reason)),
             }
         };
         self.buffers.input_appended(amount);

@@ -38,7 +38,7 @@ pub use truth::wrong_offsets;
 pub use watch::{Seen, Watch};
 
 /// Catches hangs only: ten times what anything here needs.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 fn env(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run the tests through `make test`"))
@@ -118,9 +118,9 @@ pub fn throughout(time: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// The body of an answer, whatever its status; `None` where nobody answers within half a minute.
+/// The body of an answer, whatever its status; `None` where nobody answers within the 10 s that a scraper waits.
 pub fn http(address: &str, path: &str) -> Option<String> {
-    let agent = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(LIMIT / 2)).build();
+    let agent = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(LIMIT / 6)).build();
     ureq::Agent::from(agent).get(format!("http://{address}{path}")).call().ok()?.body_mut().read_to_string().ok()
 }
 
