@@ -146,6 +146,44 @@ fn the_stored_bytes_arrive_with_the_headers_of_the_interface_and_no_others() {
     assert_eq!(lines, expected);
 }
 
+/// The service wakes once for a request, and not again for its body.
+#[test]
+fn the_head_goes_with_its_body() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}/", listener.local_addr().expect("bound"));
+    let first_reads = thread::spawn(move || {
+        let mut stream = listener.accept().expect("a connection").0;
+        let mut first_reads = Vec::new();
+        for _ in 0..20 {
+            let mut first = vec![0; 65536];
+            let n = stream.read(&mut first).expect("a request");
+            first_reads.push(String::from_utf8_lossy(&first[..n]).into_owned());
+            stream.write_all(OK.as_bytes()).expect("answered");
+        }
+        first_reads
+    });
+    let mut client = client(&url);
+    (0..20).for_each(|_| assert_eq!(status(&send(&mut client)), 200));
+    for first in first_reads.join().expect("the service ends") {
+        assert!(first.starts_with("POST / ") && first.ends_with("\r\n\r\n{\"amount\":1}"), "{first}");
+    }
+}
+
+/// Also where head and body do not fit into one write.
+#[test]
+fn bodies_of_every_size_arrive_whole() {
+    let (url, sees) = always(OK);
+    let mut client = client(&url);
+    for size in [1, 8 << 10, (32 << 10) - 400, (32 << 10) - 100, 32 << 10, (32 << 10) + 1, (64 << 10) + 5000, 1 << 20] {
+        let body: Vec<u8> = (0..size).map(|i| b'a' + (i % 23) as u8).collect();
+        assert_eq!(status(&send_bytes(&mut client, &body)), 200);
+        let (connection, request) = sees.recv().expect("a request");
+        let arrived = request.split_once("\r\n\r\n").expect("a head").1;
+        assert!(arrived.as_bytes() == body, "{size} bytes: {} arrived", arrived.len());
+        assert_eq!(connection, 0);
+    }
+}
+
 #[test]
 fn an_empty_body_has_a_length() {
     let (url, sees) = always(OK);

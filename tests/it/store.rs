@@ -571,6 +571,30 @@ fn a_probe_is_one_that_never_failed_however_many_always_do() {
     assert!(probe(&mut store, 7).is_empty(), "paused");
 }
 
+/// What stores is planned once, and so is nothing that looks for rows: its plan would be kept while the tables grow.
+#[test]
+fn only_what_can_be_done_in_one_way_is_planned_once() {
+    let mut store = Store::new();
+    for n in 0..8 {
+        store.store(&[(&format!("a{n}"), "1"), (&format!("b{n}"), "2")], None);
+        store.store(&[(&format!("a{n}"), "1"), (&format!("c{n}"), "3")], None);
+        store.claim(n);
+    }
+    let query =
+        "select statement, generic_plans, custom_plans from pg_prepared_statements where generic_plans + custom_plans > 0";
+    let rows = store.session.client().query(query, &[]).expect("PostgreSQL says");
+    let plans: Vec<(String, i64, i64)> = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+    let of = |part: &str| {
+        let (_, generic, custom) = plans.iter().find(|plan| plan.0.contains(part)).expect("it was used");
+        (*generic, *custom)
+    };
+    assert_eq!(of("A batch that brings nothing but new"), (16, 0));
+    assert_eq!(of("Claim and reclaim").0, 0);
+    assert!(of("Claim and reclaim").1 >= 8);
+    let seen = include_str!("../../sql/statements/seen.sql");
+    assert_eq!(of(&seen[..60]), (0, 8));
+}
+
 #[test]
 fn a_claim_on_a_backlog_that_came_at_once_uses_its_index() {
     let mut store = Store::new();
