@@ -174,3 +174,16 @@ impl Sql {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A batch is stored in the same way whether all of it is new or not.
+    #[test]
+    fn the_whole_statement_inserts_as_the_step_does() {
+        let (begin, end) = ("with b as materialized", "), c as (");
+        let step = &INGEST.text[INGEST.text.find(begin).expect("its beginning")..INGEST.text.find(end).expect("its counter")];
+        assert!(INGEST_WHOLE.text.contains(step));
+    }
+}
