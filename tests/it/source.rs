@@ -18,6 +18,8 @@ use txrelay::config::{self, Start};
 use txrelay::core::record::{Record, TopicPartition};
 use txrelay::source::{self, MessageSource, Polled, SourceError, TroubleKind};
 
+use crate::rig::end_transaction;
+
 /// Catches hangs; nothing here needs more than a second or two.
 const LIMIT: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_millis(20);
@@ -235,14 +237,14 @@ fn positions_pass_over_aborted_transactions_and_their_markers() {
     client.set("bootstrap.servers", bootstrap()).set("transactional.id", &rig.topic);
     let producer: BaseProducer = client.create().expect("a producer");
     producer.init_transactions(LIMIT).expect("transactions");
-    for (n, commit) in [(3, true), (5, false), (2, true), (4, false)] {
+    for (n, commit, behind) in [(3, true, 4), (5, false, 10), (2, true, 13), (4, false, 18)] {
         producer.begin_transaction().expect("a transaction");
         for i in 0..n {
             let value = format!("{commit} {i}");
             assert!(producer.send(BaseRecord::<(), str>::to(&rig.topic).partition(0).payload(&value)).is_ok());
         }
         producer.flush(LIMIT).expect("Kafka takes the records");
-        if commit { producer.commit_transaction(LIMIT) } else { producer.abort_transaction(LIMIT) }.expect("an end");
+        end_transaction(&producer, commit, &rig.topic, 0, behind);
     }
     let mut reader = Reader::new(rig.open());
     reader.read(5);

@@ -9,7 +9,7 @@ use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use super::{Admin, LIMIT, bed, bootstrap, unique};
+use super::{Admin, LIMIT, bed, bootstrap, eventually, unique};
 
 /// A topic of its own, and a producer.
 pub struct Topic {
@@ -134,9 +134,10 @@ impl Topic {
     pub fn write_in_transaction(&self, partition: i32, ids: Vec<String>, commit: bool) -> Vec<String> {
         let producer = producer(&self.brokers, &[("transactional.id", &unique("tx"))]);
         producer.init_transactions(LIMIT).expect("transactions");
+        let behind = end(&producer, &self.name, partition) + ids.len() as i64 + 1;
         producer.begin_transaction().expect("a transaction");
         self.write_with(&producer, partition, &ids);
-        if commit { producer.commit_transaction(LIMIT) } else { producer.abort_transaction(LIMIT) }.expect("an end");
+        end_transaction(&producer, commit, &self.name, partition, behind);
         ids
     }
 
@@ -269,4 +270,15 @@ impl Load {
         drop(self.stop);
         self.thread.join().expect("Kafka takes the records")
     }
+}
+
+/// Ends the transaction and waits until its marker is in the log: Kafka answers as soon as the end is decided, and what
+/// is written to the partition meanwhile comes before the marker.
+pub fn end_transaction(producer: &BaseProducer, commit: bool, topic: &str, partition: i32, behind_the_marker: i64) {
+    if commit { producer.commit_transaction(LIMIT) } else { producer.abort_transaction(LIMIT) }.expect("an end");
+    eventually("the marker is written", || end(producer, topic, partition) >= behind_the_marker);
+}
+
+fn end(producer: &BaseProducer, topic: &str, partition: i32) -> i64 {
+    producer.client().fetch_watermarks(topic, partition, LIMIT).expect("watermarks").1
 }

@@ -27,7 +27,7 @@ pub use blackhole::{Blackhole, Nowhere};
 pub use broker::{Admin, Broker};
 pub use certificates::{Authority, Issued, write_private};
 pub use fake_broker::{FETCH, FakeBroker, Fault, OFFSET_COMMIT, TOPIC};
-pub use kafka::{LARGEST, Load, Raw, Topic, ids, transaction};
+pub use kafka::{LARGEST, Load, Raw, Topic, end_transaction, ids, transaction};
 pub use ledger::Ledger;
 pub use postgres::Pg;
 pub use proxy::Proxy;
