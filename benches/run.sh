@@ -109,7 +109,7 @@ rates() {
     start_fresh && produced "rate" "$rate" $((rate * ${BENCH_SECONDS:-30})) --rate "$rate" && finished
   done
 }
-idle() { start_fresh && sleep 5 && measured idle idle 0 --time 30s && finished; }
+idle() { start_fresh && sleep 20 && measured idle idle 0 --time 30s && finished; }
 # Records that wait in Kafka, and a pipeline that stores and does not deliver.
 catch_up() {
   local count=$((records * 5))

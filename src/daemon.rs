@@ -277,6 +277,7 @@ fn start(current: &Current) -> anyhow::Result<Running> {
         poll: Claimer::POLL,
         fitting: 500,
         in_doubt: None,
+        empty_since: None,
         unsettled: flow.unsettled.clone(),
         brake: flow.brake.clone(),
         throttle: Throttle::per_minute(),

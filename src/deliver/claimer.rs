@@ -20,6 +20,9 @@ use crate::store::{CLAIM_LIMITS, Claimant, Claims, Floor, LeaseTime, Leased, Lin
 /// The longest time without a look, whatever the load: a lost wake-up costs a second, not a delivery. Somewhat less than the
 /// second for which a short claim lets fresh rows be born leased.
 const POLL: Duration = Duration::from_millis(800);
+/// The same once nothing has been open for [`EMPTY_FOR`]: what arrives then comes with a wake-up, or from somebody else.
+const POLL_EMPTY: Duration = Duration::from_secs(3);
+const EMPTY_FOR: Duration = Duration::from_secs(10);
 
 /// Takes what is due.
 pub struct Claimer {
@@ -49,6 +52,8 @@ pub struct Claimer {
     pub fitting: usize,
     /// Lease of a claim that failed; begin with none.
     pub in_doubt: Option<i64>,
+    /// Since when every look has found nothing open; begin with none.
+    pub empty_since: Option<Instant>,
     /// What it waits for.
     pub health: Health,
     /// Told to stop, it claims nothing more.
@@ -75,8 +80,8 @@ impl Claimer {
         let mut arrived = false;
         let mut one_at = Instant::now();
         loop {
-            // `rest` is at most `poll`, which is an hour in a test.
-            pulse::at("waiting until something is due", pulse::PROMPT.map(|bound| bound + self.poll));
+            // `rest` is an hour in a test.
+            pulse::at("waiting until something is due", pulse::PROMPT.map(|bound| bound + rest));
             failpoint("thread-claimer");
             // The token is taken before the look: what becomes due during the look leaves another one.
             select! {
@@ -89,6 +94,9 @@ impl Claimer {
             if self.unsettled.load(Ordering::Acquire) {
                 rest = Duration::from_millis(100);
                 continue;
+            }
+            if arrived {
+                self.empty_since = None;
             }
             let plan = self.permits.plan(std::mem::take(&mut arrived));
             pulse::at("claiming", pulse::REMOTE);
@@ -117,6 +125,7 @@ impl Claimer {
                 }
                 Err(error) => {
                     floor.reset();
+                    self.empty_since = None;
                     self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
                     if let Some(note) = self.throttle.admit(error.kind(), Instant::now()) {
                         log::warn!("failed to claim, will try again: {error}{note}");
@@ -139,9 +148,13 @@ impl Claimer {
             return Ok(self.poll);
         };
         self.clear_doubt()?;
-        let who = Claimant { process, lease: rand::random(), time: self.time };
         let now = Instant::now();
         let from = floor.take(now);
+        // A look is a third of a claim that takes nothing.
+        if self.empty_since.is_some() && self.link.run(|session| session.next_due(from))?.is_none() {
+            return Ok(self.found_empty(now));
+        }
+        let who = Claimant { process, lease: rand::random(), time: self.time };
         self.in_doubt = Some(who.lease);
         let (claimed, claims) = self.link.run(|session| session.claim(limit, who, from, room))?;
         self.in_doubt = None;
@@ -160,10 +173,20 @@ impl Claimer {
         if !claims.short {
             return Ok(Duration::ZERO);
         }
-        let next = self.link.run(|session| session.next_due(from))?;
+        let Some(next) = self.link.run(|session| session.next_due(from))? else {
+            return Ok(self.found_empty(now));
+        };
+        self.empty_since = None;
         // Due, and yet nothing was claimed: paused, or another's transaction holds it. Then looking at once is no use.
         let least = if rows == 0 { Duration::from_millis(100) } else { Duration::from_millis(1) };
-        Ok(next.map_or(self.poll, |next| next.clamp(least.min(self.poll), self.poll)))
+        Ok(next.clamp(least.min(self.poll), self.poll))
+    }
+
+    /// Nothing is open: there is no backlog either. Returns how long to rest.
+    fn found_empty(&mut self, now: Instant) -> Duration {
+        self.room.claimed(true, now);
+        let since = *self.empty_since.get_or_insert(now);
+        if now - since < EMPTY_FOR { self.poll } else { self.poll.max(POLL_EMPTY) }
     }
 
     /// One delivery, to find out whether the service accepts again.

@@ -31,7 +31,9 @@ use crate::store::{LeaseTime, Leased, Link, Position, ProcessId, Room, Topics, W
 pub type OpenSource = Box<dyn FnMut() -> Result<Box<dyn MessageSource>, SourceError> + Send>;
 
 /// How long one look for records waits.
-const POLL: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(200);
+/// How often what the source knows is shown.
+const NOTE: Duration = Duration::from_millis(200);
 /// How long a batch that is worth a commit waits for more.
 const LINGER: Duration = Duration::from_millis(4);
 /// The least time between the beginnings of two small batches: a lone record goes at once, and in a steady flow (500/s) two or
@@ -90,6 +92,7 @@ pub struct Consumer {
     pub(super) silent: HashMap<TopicPartition, Instant>,
     /// When positions and topics are looked at next.
     check_at: Instant,
+    note_at: Instant,
     open_deliveries: Arc<AtomicI64>,
     /// Reading stands still because too much is open: the source is paused.
     pub(super) backlog_full: bool,
@@ -183,6 +186,7 @@ impl Consumer {
             nobodys: Nobodys::default(),
             silent: HashMap::new(),
             check_at: Instant::now(),
+            note_at: Instant::now(),
             committed_at: None,
             trouble_at: None,
             fenced_at: None,
@@ -321,7 +325,10 @@ impl Consumer {
                     return Ok(leave);
                 }
             }
-            self.note_source(source);
+            if Instant::now() >= self.note_at {
+                self.note_at = Instant::now() + NOTE;
+                self.note_source(source);
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! Connections for work that is not on the way of a transaction.
 
+use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
 use postgres::Client;
@@ -8,7 +9,7 @@ use r2d2_postgres::PostgresConnectionManager;
 use super::connector::Connector;
 use super::patience::Patience;
 use super::session::{Connection, Timeouts, client_config, in_any_order, settings};
-use super::timeline::Timelines;
+use super::timeline::{Timeline, Timelines};
 use super::{Role, Session, StoreError};
 use crate::config;
 
@@ -22,7 +23,31 @@ pub struct Pool {
     built_at: Instant,
     /// The password that its connections are made with.
     built_with: Option<Vec<u8>>,
+    kept: Option<Kept>,
 }
+
+/// A session between two uses, with its prepared statements: preparing them anew was most of what a round of upkeep costs.
+pub struct Kept {
+    session: Session,
+    timeline: Option<Timeline>,
+    since: Instant,
+}
+
+impl Deref for Kept {
+    type Target = Session;
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
+impl DerefMut for Kept {
+    fn deref_mut(&mut self) -> &mut Session {
+        &mut self.session
+    }
+}
+
+/// A session is not kept for longer: the next one may come to another server, or see another certificate.
+const KEEP: Duration = Duration::from_secs(300);
 
 #[derive(Debug)]
 struct Prepare(String);
@@ -40,7 +65,7 @@ impl Pool {
         let patience = Patience::new(Some(Timeouts::of(postgres.lease).answer));
         let connector = Connector::new(&postgres.tls, patience);
         let (postgres, timelines) = (postgres.clone(), timelines.clone());
-        Self { postgres, role, connector, timelines, pool: None, built_at: Instant::now(), built_with: None }
+        Self { postgres, role, connector, timelines, pool: None, built_at: Instant::now(), built_with: None, kept: None }
     }
 
     fn build(&self) -> Result<r2d2::Pool<PostgresConnectionManager<Connector>>, StoreError> {
@@ -54,8 +79,20 @@ impl Pool {
             .build_unchecked(manager))
     }
 
-    /// A session on one of the pool's connections.
-    pub fn session(&mut self) -> Result<Session, StoreError> {
+    /// A session on one of the pool's connections: the one that was kept, if it still is of use.
+    pub fn session(&mut self) -> Result<Kept, StoreError> {
+        match self.kept.take() {
+            Some(kept) if kept.since.elapsed() < KEEP && !self.timelines.is_old(kept.timeline) => Ok(kept),
+            _ => self.connect(),
+        }
+    }
+
+    /// Keeps a session that did what was asked of it for the next time; dropped instead, its connection goes back to the pool.
+    pub fn keep(&mut self, kept: Kept) {
+        self.kept = Some(kept);
+    }
+
+    fn connect(&mut self) -> Result<Kept, StoreError> {
         let pool = match self.pool.take() {
             Some(pool) => pool,
             None => {
@@ -74,7 +111,7 @@ impl Pool {
             in_any_order(&mut self.postgres.client);
             return Err(old);
         }
-        Ok(session)
+        Ok(Kept { session, timeline, since: Instant::now() })
     }
 
     /// After a failure: makes the pool anew, at once where there is a new password, otherwise once a minute at most (each pool has

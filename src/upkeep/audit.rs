@@ -12,6 +12,10 @@ use crate::store::{Finding, Gauges, Moment, ProcessId, Session, StoreError, Turn
 
 /// Between two looks for new transactions.
 const LOOK: Duration = Duration::from_secs(2);
+/// The same once [`CALM`] looks in a row had nothing to do and no count has changed; less than the minute after which another
+/// process goes on with it.
+const QUIET: Duration = Duration::from_secs(30);
+const CALM: u32 = 5;
 /// After a step that failed, or while another process is at it.
 const AGAIN: Duration = Duration::from_secs(15);
 /// How much of a round the steps may take, for new transactions and for everything.
@@ -37,6 +41,9 @@ pub(super) struct Auditing {
     /// Of new transactions; `None`: not this process's turn.
     new: Option<New>,
     whole: Option<Whole>,
+    /// Looks in a row that had nothing to do, since a count last changed.
+    calm: u32,
+    counters: HashMap<i16, i64>,
     /// As the last two counts found them.
     off: [Imbalances; 2],
     /// With these the last audit over everything began.
@@ -74,6 +81,8 @@ impl Auditing {
             rows: ROWS.1 / 4,
             new: None,
             whole: None,
+            calm: 0,
+            counters: HashMap::new(),
             off: [Imbalances::default(); 2],
             whole_with: Imbalances::default(),
             whole_ended: None,
@@ -81,10 +90,18 @@ impl Auditing {
         }
     }
 
-    /// Learns from a count how the equations stand.
+    /// Learns from a count how the equations stand, and whether there is anything new.
     pub(super) fn learn(&mut self, gauges: &Gauges) {
         self.off = [self.off[1], gauges.ledger().imbalances()];
         self.findings = gauges.offsets_wrong + gauges.transactions_wrong > 0;
+        let is_new = gauges.counters != self.counters;
+        if is_new {
+            self.counters.clone_from(&gauges.counters);
+        }
+        if self.calm > 0 && (is_new || self.wants_whole(false)) {
+            self.calm = 0;
+            self.look_at = self.look_at.min(Instant::now() + LOOK);
+        }
     }
 
     /// Why everything is to be gone over now.
@@ -192,8 +209,10 @@ impl Upkeep {
             new.settled.extend(settled);
         }
         let is_busy = new.is_going || auditing.whole.is_some();
+        auditing.calm = if is_busy { 0 } else { auditing.calm + 1 };
+        let rest = if auditing.calm > CALM { QUIET } else { LOOK };
         // With thousands of partitions also this is rarer.
-        auditing.look_at = Instant::now() + if is_busy { Duration::ZERO } else { LOOK.max(Duration::from_millis(lives as u64)) };
+        auditing.look_at = Instant::now() + if is_busy { Duration::ZERO } else { rest.max(Duration::from_millis(lives as u64)) };
         auditing.new = Some(new);
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 mod audit;
 mod clocks;
+mod counting;
 mod kafka_tls;
 mod leases;
 mod retention;
@@ -17,6 +18,7 @@ use crossbeam_channel::Sender;
 
 use self::audit::Auditing;
 use self::clocks::Clocks;
+use self::counting::Counting;
 pub use self::kafka_tls::KafkaTls;
 use self::retention::Retention;
 use crate::config::Current;
@@ -35,8 +37,6 @@ use crate::store::{
 
 /// One round: what it costs PostgreSQL is less than 1 % of a core.
 const ROUND: Duration = Duration::from_secs(1);
-/// Between two counts, and at least 20 times what a count takes: counting a large backlog must not become the load.
-const COUNT: Duration = Duration::from_secs(2);
 
 /// The upkeep thread.
 pub struct Upkeep {
@@ -170,7 +170,7 @@ impl Upkeep {
     fn keep(&mut self, process: Registered) -> anyhow::Result<()> {
         let began = Instant::now();
         let mut rounds = Rounds {
-            count_at: began,
+            counting: Counting::new(began),
             sweep_at: Duration::ZERO,
             oldest: None,
             expired_until: None,
@@ -179,7 +179,11 @@ impl Upkeep {
             auditing: Auditing::new(began),
         };
         loop {
-            let result = self.round(process, began, &mut rounds);
+            let result = self.pool.session().and_then(|mut session| {
+                self.round(&mut session, process, began, &mut rounds)?;
+                self.pool.keep(session);
+                Ok(())
+            });
             self.metrics.postgres_up.set(i64::from(result.is_ok()));
             match result {
                 Ok(()) => self.health.go("upkeep", "postgres"),
@@ -209,9 +213,14 @@ impl Upkeep {
         }
     }
 
-    fn round(&mut self, process: Registered, began: Instant, rounds: &mut Rounds) -> Result<(), StoreError> {
+    fn round(
+        &mut self,
+        session: &mut Session,
+        process: Registered,
+        began: Instant,
+        rounds: &mut Rounds,
+    ) -> Result<(), StoreError> {
         pulse::at("beating", pulse::REMOTE);
-        let mut session = self.pool.session()?;
         let beat = Heartbeat {
             in_flight: self.metrics.requests_in_flight.get().max(0) as usize,
             stalled: self.health.waits().into_iter().map(|(reason, _)| reason.to_owned()).collect(),
@@ -234,15 +243,15 @@ impl Upkeep {
         self.heed_pause(pulse.paused);
         let expires_at = self.pool.certificate_expires_at().unwrap_or(0);
         self.metrics.certificate_expiry_timestamp_seconds.with_label_values(&["postgres"]).set(expires_at as f64);
-        self.look_at_clocks(&mut session, rounds, &pulse, before)?;
+        self.look_at_clocks(session, rounds, &pulse, before)?;
         if began.elapsed() >= rounds.sweep_at {
-            self.sweep(&mut session, process)?;
+            self.sweep(session, process)?;
             // What was on its way to PostgreSQL when a predecessor died comes within its timeouts; what comes later expires.
             rounds.sweep_at = (began.elapsed() * 2).max(ROUND);
         }
         // As the claimer: what was sent under a lease that ran out during an outage is settled first, or it would be sent again.
-        if !self.unsettled.load(Ordering::Acquire) {
-            match self.expire(&mut session, rounds.expired_until) {
+        if !rounds.counting.found_nothing_open(Instant::now()) && !self.unsettled.load(Ordering::Acquire) {
+            match self.expire(session, rounds.expired_until) {
                 Ok(until) => rounds.expired_until = until,
                 // Too much is due in its window: claims find those leases, and counting must not wait for it.
                 Err(StoreError::Busy(why)) => {
@@ -259,23 +268,30 @@ impl Upkeep {
                 "PostgreSQL refuses the attempts of leases that ran out: {error}; they are due again without their history{note}"
             );
         }
-        if Instant::now() >= rounds.count_at {
+        if rounds.counting.is_due(Instant::now(), self.commits()) {
             pulse::at("counting", pulse::REMOTE);
             let counting = Instant::now();
             let gauges = session.gauges();
-            // Also after a failure: a count that takes too long must not be repeated at once.
-            rounds.count_at = Instant::now() + COUNT.max(counting.elapsed() * 20);
+            rounds.counting.learn(counting, Instant::now(), gauges.as_ref().ok(), self.commits());
             let gauges = gauges?;
             self.show(&gauges);
             rounds.oldest = Some(Oldest { read_at: counting, open: gauges.oldest_open_age, due: gauges.oldest_due_age });
             rounds.retention.learn(&gauges);
             rounds.auditing.learn(&gauges);
-            self.say_findings(&mut session, &gauges)?;
-            self.pull_in(&mut session)?;
+            self.say_findings(session, &gauges)?;
+            if gauges.open() > 0 {
+                self.pull_in(session)?;
+            }
         }
-        self.retain(&mut session, process, rounds)?;
+        self.retain(session, process, rounds)?;
         pulse::at("auditing", pulse::REMOTE);
-        self.audit(&mut session, process, rounds)
+        self.audit(session, process, rounds)
+    }
+
+    /// How often this process has committed records and outcomes.
+    fn commits(&self) -> u64 {
+        let of = |what| self.metrics.commit_duration_seconds.with_label_values(&[what]).get_sample_count();
+        of("ingest") + of("settle")
     }
 
     fn show(&mut self, gauges: &Gauges) {
@@ -309,7 +325,7 @@ impl Upkeep {
 
 /// When what is due again.
 struct Rounds {
-    count_at: Instant,
+    counting: Counting,
     /// Since the start.
     sweep_at: Duration,
     oldest: Option<Oldest>,

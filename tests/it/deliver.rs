@@ -119,6 +119,7 @@ fn a_wake_up_is_enough_even_if_nobody_polls_for_an_hour() {
         poll: Duration::from_secs(3600),
         fitting: 500,
         in_doubt: None,
+        empty_since: None,
         unsettled: flow.unsettled.clone(),
         brake: flow.brake.clone(),
         throttle: Throttle::per_minute(),

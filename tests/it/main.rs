@@ -19,6 +19,7 @@ mod faults;
 mod fencing;
 mod gate;
 mod holes;
+mod idle;
 mod kafka_client;
 mod kafka_cluster;
 mod kafka_crate;

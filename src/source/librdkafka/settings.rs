@@ -19,8 +19,8 @@ const DEFAULTS: [(&str, &str); 13] = [
     ("queued.min.messages", "10000"),
     // The default of 1 s stutters with queues this small.
     ("fetch.queue.backoff.ms", "100"),
-    // Also what a request on the same connection waits for behind an idle fetch.
-    ("fetch.wait.max.ms", "100"),
+    // Also what a request on the same connection waits for behind an idle fetch; with 100 ms an idle process costs a fifth more.
+    ("fetch.wait.max.ms", "200"),
     // After an outage reading resumes this much later at most (10 s by default).
     ("reconnect.backoff.max.ms", "2000"),
     // New partitions are noticed within this.
