@@ -5,7 +5,7 @@
 #   --quick              one kind of outage, of 20 s, and no poison
 #   HERD_KINDS="503 refused hang 429 500 401"   HERD_LATENCIES="20 1"   HERD_SVG=docs/herd.svg   HERD_AT_ONCE=1
 #   HERD_PLAIN=0 HERD_STEADY=0 HERD_POISON=0   without plain backoff, the steady load or poison; HERD_KINDS="" without outages
-#   HERD_POISON_COUNT=30000  HERD_POISON_RUNS=4 (of each kind)
+#   HERD_POISON_COUNT=60000 (half of it at 20 ms)  HERD_POISON_RUNS=6 (of each kind)
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 here=$root/tests/bed
@@ -57,16 +57,17 @@ if [ "${HERD_POISON:-1}" != 0 ]; then
   # request holds a worker for its 2 s, so that the share of workers is what it costs there, and the machine is the limit for that kind.
   export HERD_AT_ONCE=1
   poison() { # KIND LATENCY_MS N
-    local rules
+    local rules count=${HERD_POISON_COUNT:-60000}
+    [ "$2" != 20 ] || count=$((count / 2)) # they last for about as long
     case $1 in
       none) rules='[]' ;;
       400) rules='[{"status":400,"share":0.001,"sticky":true}]' ;;
       500) rules='[{"status":500,"share":0.01,"sticky":true}]' ;;
       hang) rules='[{"action":"hang","share":0.001,"sticky":true}]' ;;
     esac
-    herd "poison-$1-$2-$3" none --count "${HERD_POISON_COUNT:-30000}" --rate 0 --outage 0s --after 12s --capacity 0 --latency-ms "$2" --rules "$rules"
+    herd "poison-$1-$2-$3" none --count "$count" --rate 0 --outage 0s --after 12s --capacity 0 --latency-ms "$2" --rules "$rules"
   }
-  for n in $(seq 1 "${HERD_POISON_RUNS:-4}"); do
+  for n in $(seq 1 "${HERD_POISON_RUNS:-6}"); do
     order=("none 20" "400 20" "500 20" "none 5" "hang 5")
     [ $((n % 2)) = 1 ] || order=("hang 5" "none 5" "500 20" "400 20" "none 20")
     for one in "${order[@]}"; do poison "${one% *}" "${one#* }" "$n"; done

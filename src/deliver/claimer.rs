@@ -17,7 +17,7 @@ use crate::ops::stop::Stop;
 use crate::ops::throttle::Throttle;
 use crate::store::{CLAIM_LIMITS, Claimant, Claims, Floor, LeaseTime, Leased, Link, ProcessId, Room, StoreError};
 
-/// The longest time without a look, whatever the load: a lost wake-up costs a second, not a delivery. Somewhat less than the
+/// The longest time without a look while there is anything to do: a lost wake-up costs a second, not a delivery. Somewhat less than the
 /// second for which a short claim lets fresh rows be born leased.
 const POLL: Duration = Duration::from_millis(800);
 /// The same once nothing has been open for [`EMPTY_FOR`]: what arrives then comes with a wake-up, or from somebody else.
@@ -38,7 +38,7 @@ pub struct Claimer {
     pub put_off: Duration,
     /// Length of leases.
     pub time: LeaseTime,
-    /// Longest time without a look; [`Claimer::POLL`] but for tests that prove the wake-up.
+    /// Longest time without a look while anything is open; [`Claimer::POLL`] but for tests that prove the wake-up.
     pub poll: Duration,
     /// See `Flow::unsettled`.
     pub unsettled: Arc<AtomicBool>,
@@ -184,9 +184,13 @@ impl Claimer {
 
     /// Nothing is open: there is no backlog either. Returns how long to rest.
     fn found_empty(&mut self, now: Instant) -> Duration {
-        self.room.claimed(true, now);
         let since = *self.empty_since.get_or_insert(now);
-        if now - since < EMPTY_FOR { self.poll } else { self.poll.max(POLL_EMPTY) }
+        if now - since < EMPTY_FOR {
+            self.room.claimed(true, now);
+            return self.poll;
+        }
+        // What comes now is born due and wakes this thread: born leased, its first retry would wait for the next look.
+        self.poll.max(POLL_EMPTY)
     }
 
     /// One delivery, to find out whether the service accepts again.

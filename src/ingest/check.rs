@@ -15,7 +15,7 @@ const DESCRIBE: Duration = Duration::from_secs(60);
 const WATERMARK: Duration = Duration::from_secs(2);
 
 impl Consumer {
-    /// What the source knows without asking, once a turn.
+    /// What the source knows without asking, now and then.
     pub(super) fn note_source(&mut self, source: &mut dyn MessageSource) {
         let up = source.is_up();
         self.metrics.kafka_up.set(i64::from(up));

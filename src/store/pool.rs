@@ -24,6 +24,7 @@ pub struct Pool {
     /// The password that its connections are made with.
     built_with: Option<Vec<u8>>,
     kept: Option<Kept>,
+    lent_kept: bool,
 }
 
 /// A session between two uses, with its prepared statements: preparing them anew was most of what a round of upkeep costs.
@@ -46,8 +47,8 @@ impl DerefMut for Kept {
     }
 }
 
-/// A session is not kept for longer: the next one may come to another server, or see another certificate.
-const KEEP: Duration = Duration::from_secs(300);
+/// No session is kept for longer: the next one may come to another server, or see another certificate.
+const KEEP: Duration = Duration::from_secs(1800);
 
 #[derive(Debug)]
 struct Prepare(String);
@@ -65,7 +66,17 @@ impl Pool {
         let patience = Patience::new(Some(Timeouts::of(postgres.lease).answer));
         let connector = Connector::new(&postgres.tls, patience);
         let (postgres, timelines) = (postgres.clone(), timelines.clone());
-        Self { postgres, role, connector, timelines, pool: None, built_at: Instant::now(), built_with: None, kept: None }
+        Self {
+            postgres,
+            role,
+            connector,
+            timelines,
+            pool: None,
+            built_at: Instant::now(),
+            built_with: None,
+            kept: None,
+            lent_kept: false,
+        }
     }
 
     fn build(&self) -> Result<r2d2::Pool<PostgresConnectionManager<Connector>>, StoreError> {
@@ -81,10 +92,23 @@ impl Pool {
 
     /// A session on one of the pool's connections: the one that was kept, if it still is of use.
     pub fn session(&mut self) -> Result<Kept, StoreError> {
-        match self.kept.take() {
-            Some(kept) if kept.since.elapsed() < KEEP && !self.timelines.is_old(kept.timeline) => Ok(kept),
-            _ => self.connect(),
+        let kept = self.kept.take();
+        let was_there = kept.is_some();
+        let kept = kept.filter(|kept| kept.since.elapsed() < KEEP && !self.timelines.is_old(kept.timeline));
+        self.lent_kept = kept.is_some();
+        if let Some(kept) = kept {
+            return Ok(kept);
         }
+        if was_there {
+            // Its connection must not be handed out again.
+            self.pool = None;
+        }
+        self.connect()
+    }
+
+    /// Whether the session that was last asked for is one that was kept: its connection may have gone in the meantime.
+    pub fn lent_kept(&self) -> bool {
+        self.lent_kept
     }
 
     /// Keeps a session that did what was asked of it for the next time; dropped instead, its connection goes back to the pool.

@@ -63,6 +63,8 @@ struct New {
     mark: Option<(Moment, Instant)>,
     /// Whether it is on its way there.
     is_going: bool,
+    /// Whether a transaction of before the mark is still under way.
+    is_waiting: bool,
 }
 
 /// An audit over everything.
@@ -141,6 +143,8 @@ impl Upkeep {
         match self.audit_share(session, process, &mut rounds.auditing) {
             Err(error) if !matches!(error, StoreError::Connection(_)) => {
                 rounds.auditing.look_at = Instant::now() + AGAIN;
+                rounds.auditing.calm = 0;
+                rounds.session_failed = true;
                 (rounds.auditing.new, rounds.auditing.whole) = (None, None);
                 self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
                 if let Some(note) = self.throttle.admit("audit failed", Instant::now()) {
@@ -158,6 +162,7 @@ impl Upkeep {
         }
         let Some(turn) = session.audit_turn(process)? else {
             (auditing.new, auditing.whole) = (None, None);
+            auditing.calm = 0;
             auditing.look_at = Instant::now() + AGAIN;
             return Ok(());
         };
@@ -181,7 +186,14 @@ impl Upkeep {
                 auditing.whole = None;
                 let after = session.audit_back(turn.audited_id, BACK)?;
                 let audit = Audit::from(after, turn.audited_id);
-                New { audit, audited_id: turn.audited_id, settled: HashMap::new(), mark: None, is_going: false }
+                New {
+                    audit,
+                    audited_id: turn.audited_id,
+                    settled: HashMap::new(),
+                    mark: None,
+                    is_going: false,
+                    is_waiting: false,
+                }
             }
         };
         let moment = session.moment(None)?;
@@ -209,7 +221,7 @@ impl Upkeep {
             new.settled.extend(settled);
         }
         let is_busy = new.is_going || auditing.whole.is_some();
-        auditing.calm = if is_busy { 0 } else { auditing.calm + 1 };
+        auditing.calm = if is_busy || new.is_waiting { 0 } else { auditing.calm + 1 };
         let rest = if auditing.calm > CALM { QUIET } else { LOOK };
         // With thousands of partitions also this is rarer.
         auditing.look_at = Instant::now() + if is_busy { Duration::ZERO } else { rest.max(Duration::from_millis(lives as u64)) };
@@ -244,6 +256,7 @@ impl Upkeep {
                 new.mark = None;
             }
         }
+        new.is_waiting = new.mark.is_some();
         if new.mark.is_none() {
             new.mark = Some((now, Instant::now()));
         }

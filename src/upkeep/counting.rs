@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use crate::core::ledger::Imbalances;
 use crate::store::Gauges;
 
 /// Between two counts, and at least 20 times what a count takes: counting a large backlog must not become the load.
@@ -28,6 +29,8 @@ struct Last {
     open: i64,
     dead: i64,
     counters: HashMap<i16, i64>,
+    /// The equations hold and the audit has found nothing: otherwise the next counts say what to do about it.
+    is_sound: bool,
 }
 
 impl Counting {
@@ -45,14 +48,26 @@ impl Counting {
         self.next = now + COUNT.max((now - began) * 20);
         self.next_if_quiet = now;
         self.commits = commits;
-        let last = gauges.map(|gauges| Last { began, open: gauges.open(), dead: gauges.dead, counters: gauges.counters.clone() });
+        let last = gauges.map(|gauges| Last {
+            began,
+            open: gauges.open(),
+            dead: gauges.dead,
+            counters: gauges.counters.clone(),
+            is_sound: gauges.imbalances() == Imbalances::default() && gauges.offsets_wrong + gauges.transactions_wrong == 0,
+        });
         if let (Some(a), Some(b)) = (&self.last, &last)
             && b.open == 0
+            && b.is_sound
             && (a.open, a.dead, &a.counters) == (b.open, b.dead, &b.counters)
         {
             self.next_if_quiet = now + QUIET;
         }
         self.last = last;
+    }
+
+    /// The next answers may be another server's.
+    pub(super) fn forget(&mut self) {
+        self.last = None;
     }
 
     /// Whether nothing was open, and so lately that no lease that was taken since can have run out.
@@ -71,8 +86,10 @@ mod tests {
         *BEGAN + Duration::from_secs_f64(seconds)
     }
 
-    fn gauges(pending: i64, stored: i64) -> Gauges {
-        Gauges { pending, counters: HashMap::from([(1, stored)]), ..Gauges::default() }
+    /// So many transactions are open, and so many records were read for nothing.
+    fn gauges(pending: i64, duplicates: i64) -> Gauges {
+        let counters = HashMap::from([(1, pending + duplicates), (2, pending), (3, duplicates)]);
+        Gauges { pending, counters, ..Gauges::default() }
     }
 
     #[test]
@@ -93,6 +110,11 @@ mod tests {
             counting.learn(after(12.3), after(12.3), Some(&gauges(1, 6)), 1);
         }
         assert!(counting.is_due(after(14.4), 1), "something is open: it grows older, and may be settled by another process");
+        for _ in 0..2 {
+            let wrong = Gauges { offsets_wrong: 1, ..gauges(0, 6) };
+            counting.learn(after(14.4), after(14.4), Some(&wrong), 1);
+        }
+        assert!(counting.is_due(after(16.5), 1), "something is wrong");
     }
 
     #[test]
@@ -116,5 +138,8 @@ mod tests {
         assert!(!counting.found_nothing_open(after(10.1)));
         counting.learn(after(12.0), after(12.0), None, 0);
         assert!(!counting.found_nothing_open(after(12.1)), "nobody knows");
+        counting.learn(after(14.0), after(14.0), Some(&gauges(0, 5)), 0);
+        counting.forget();
+        assert!(!counting.found_nothing_open(after(14.1)), "it was another server");
     }
 }

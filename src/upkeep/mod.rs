@@ -37,6 +37,8 @@ use crate::store::{
 
 /// One round: what it costs PostgreSQL is less than 1 % of a core.
 const ROUND: Duration = Duration::from_secs(1);
+/// A kept connection that fails as soon as this is made anew at once.
+const RENEWED: Duration = Duration::from_secs(5);
 
 /// The upkeep thread.
 pub struct Upkeep {
@@ -81,9 +83,10 @@ impl Upkeep {
             self.keep(process)
         });
         pulse::at("saying goodbye", pulse::REMOTE);
-        if let Ok(mut session) = self.pool.session() {
-            // Without it the heartbeat's silence says the same a little later.
-            let _ = session.goodbye(process);
+        let goodbye = |pool: &mut Pool| pool.session().and_then(|mut session| session.goodbye(process));
+        // Without it the heartbeat's silence says the same a little later.
+        if goodbye(&mut self.pool).is_err() && self.pool.lent_kept() {
+            let _ = goodbye(&mut self.pool);
         }
         result
     }
@@ -177,13 +180,15 @@ impl Upkeep {
             clocks: Clocks::new(began),
             retention: Retention::new(began),
             auditing: Auditing::new(began),
+            session_failed: false,
         };
         loop {
-            let result = self.pool.session().and_then(|mut session| {
-                self.round(&mut session, process, began, &mut rounds)?;
-                self.pool.keep(session);
-                Ok(())
-            });
+            let asked = Instant::now();
+            let mut result = self.try_round(process, began, &mut rounds);
+            // A connection that went while it was kept costs no round. One that does not answer does.
+            if matches!(result, Err(StoreError::Connection(_))) && self.pool.lent_kept() && asked.elapsed() < RENEWED {
+                result = self.try_round(process, began, &mut rounds);
+            }
             self.metrics.postgres_up.set(i64::from(result.is_ok()));
             match result {
                 Ok(()) => self.health.go("upkeep", "postgres"),
@@ -198,6 +203,7 @@ impl Upkeep {
                     if matches!(error, StoreError::Connection(_)) {
                         // The next one may be a replica that was behind: there, leases from before this may not have ended.
                         rounds.expired_until = None;
+                        rounds.counting.forget();
                     }
                     self.pool.renew();
                 }
@@ -213,6 +219,18 @@ impl Upkeep {
         }
     }
 
+    fn try_round(&mut self, process: Registered, began: Instant, rounds: &mut Rounds) -> Result<(), StoreError> {
+        // Also looks at a connection that the pool hands out, and makes one.
+        pulse::at("beating", pulse::REMOTE);
+        let mut session = self.pool.session()?;
+        rounds.session_failed = false;
+        self.round(&mut session, process, began, rounds)?;
+        if !rounds.session_failed {
+            self.pool.keep(session);
+        }
+        Ok(())
+    }
+
     fn round(
         &mut self,
         session: &mut Session,
@@ -220,7 +238,6 @@ impl Upkeep {
         began: Instant,
         rounds: &mut Rounds,
     ) -> Result<(), StoreError> {
-        pulse::at("beating", pulse::REMOTE);
         let beat = Heartbeat {
             in_flight: self.metrics.requests_in_flight.get().max(0) as usize,
             stalled: self.health.waits().into_iter().map(|(reason, _)| reason.to_owned()).collect(),
@@ -270,9 +287,9 @@ impl Upkeep {
         }
         if rounds.counting.is_due(Instant::now(), self.commits()) {
             pulse::at("counting", pulse::REMOTE);
-            let counting = Instant::now();
+            let (counting, commits) = (Instant::now(), self.commits());
             let gauges = session.gauges();
-            rounds.counting.learn(counting, Instant::now(), gauges.as_ref().ok(), self.commits());
+            rounds.counting.learn(counting, Instant::now(), gauges.as_ref().ok(), commits);
             let gauges = gauges?;
             self.show(&gauges);
             rounds.oldest = Some(Oldest { read_at: counting, open: gauges.oldest_open_age, due: gauges.oldest_due_age });
@@ -334,6 +351,8 @@ struct Rounds {
     clocks: Clocks,
     retention: Retention,
     auditing: Auditing,
+    /// Something failed that the round outlives: perhaps what the session has prepared no longer fits its tables.
+    session_failed: bool,
 }
 
 /// Ages as last read; they keep growing while PostgreSQL is away.

@@ -85,6 +85,7 @@ impl Upkeep {
         match self.share(session, process, rounds) {
             Err(error) if !matches!(error, StoreError::Connection(_)) => {
                 rounds.retention.look_at = Instant::now() + AGAIN;
+                rounds.session_failed = true;
                 self.metrics.postgres_errors_total.with_label_values(&[error.kind()]).inc();
                 if let Some(note) = self.throttle.admit("retention failed", Instant::now()) {
                     log::warn!("retention failed, will try again in a minute: {error}{note}");
