@@ -19,6 +19,7 @@ pub mod identify;
 pub mod ledger;
 pub mod offsets;
 pub mod outcome;
+pub mod pace;
 pub mod percentile;
 pub mod record;
 pub mod room;

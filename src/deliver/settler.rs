@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, select};
 use super::brake::EVERY;
 use super::put_off::{PUT_OFF, PutOff};
 use crate::config::value::show_duration;
+use crate::core::pace::Pace;
 use crate::failpoint::{self, failpoint};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -20,10 +21,10 @@ use crate::store::{Link, ProcessId, Settlement, StoreError};
 
 /// Beyond 500 rows a batch gains nothing (25x from 1 to 500, 1.2x from there; reference measurements on PostgreSQL 15).
 const BATCH: usize = 500;
-/// The least time between the beginnings of two batches. A lone outcome is written at once; in a steady flow they gather. It
-/// delays no delivery, only the end of its lease: at 500/s there is one commit for twenty deliveries, and after a crash those are
-/// sent again.
-const PACE: Duration = Duration::from_millis(40);
+/// Between the beginnings of two batches at least 40 ms: a lone outcome is written at once; in a steady flow they gather. It delays no
+/// delivery, only the end of its lease: at 500/s there is one commit for twenty deliveries, and after a crash those are sent again. Up
+/// to 100 ms on a disk that is slow, because records wait for each of these flushes.
+const PACE: Pace = Pace::new(Duration::from_millis(40), Duration::from_millis(100), Duration::from_millis(5), 12);
 /// How often a batch that gathers is looked at. Not woken by each outcome: that would cost a switch of threads a delivery. So short
 /// that the sleep needs no arm for a stop, at which what has gathered is written anyway.
 const LOOK: Duration = Duration::from_millis(5);
@@ -56,11 +57,13 @@ impl Settler {
             recv(self.stop.signal()) -> _ => 0,
         };
         let mut batch = Vec::with_capacity(BATCH);
-        let mut last = None;
-        while collect(outcomes, &mut batch, &mut last, self.put_off.patience()) {
+        let mut pace = PACE;
+        while collect(outcomes, &mut batch, &mut pace, self.put_off.patience()) {
             pulse::at("writing outcomes", pulse::REMOTE);
             failpoint("thread-settler");
-            self.write(process, &mut batch, outcomes)?;
+            if let Some(took) = self.write(process, &mut batch, outcomes)? {
+                pace.took(took);
+            }
             self.put_off.show(&self.health, Instant::now());
             // Not after the first batch: the rows of those that still wait may be due again, and a claim would send them twice.
             // It comes to this soon, because without claims nothing fresh is born leased either.
@@ -71,10 +74,16 @@ impl Settler {
         Ok(())
     }
 
-    /// Writes all of them, in as few transactions as PostgreSQL takes: what it refuses is halved until the culprit is alone.
-    fn write(&mut self, process: ProcessId, batch: &mut Vec<Settlement>, outcomes: &Receiver<Settlement>) -> anyhow::Result<()> {
+    /// Writes all of them, in as few transactions as PostgreSQL takes: what it refuses is halved until the culprit is alone. Returns
+    /// how long it took, if there were any.
+    fn write(
+        &mut self,
+        process: ProcessId,
+        batch: &mut Vec<Settlement>,
+        outcomes: &Receiver<Settlement>,
+    ) -> anyhow::Result<Option<Duration>> {
         if batch.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let began = Instant::now();
         let mut pieces = VecDeque::new();
@@ -103,8 +112,9 @@ impl Settler {
             self.wait(&error, pieces.iter().map(Vec::len).sum())?;
         }
         self.health.go("settler", "postgres");
-        self.metrics.commit_duration_seconds.with_label_values(&["settle"]).observe(began.elapsed().as_secs_f64());
-        Ok(())
+        let took = began.elapsed();
+        self.metrics.commit_duration_seconds.with_label_values(&["settle"]).observe(took.as_secs_f64());
+        Ok(Some(took))
     }
 
     /// In front of what waits, but those whose outcomes were refused before behind it.
@@ -192,12 +202,7 @@ impl Settler {
 
 /// Waits for the first outcome (no longer than `patience`: then there is none), lets others gather until the pace allows another
 /// batch or there is a full one, and takes them. False when all workers are gone and there is nothing left.
-fn collect(
-    outcomes: &Receiver<Settlement>,
-    batch: &mut Vec<Settlement>,
-    last: &mut Option<Instant>,
-    patience: Option<Duration>,
-) -> bool {
+fn collect(outcomes: &Receiver<Settlement>, batch: &mut Vec<Settlement>, pace: &mut Pace, patience: Option<Duration>) -> bool {
     pulse::at("waiting for outcomes", None);
     let first = match patience {
         None => outcomes.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -208,14 +213,14 @@ fn collect(
         Err(RecvTimeoutError::Timeout) => return true,
         Err(RecvTimeoutError::Disconnected) => return false,
     }
-    let until = last.map(|last| last + PACE);
-    while let Some(left) = until.and_then(|until| until.checked_duration_since(Instant::now()))
-        && !left.is_zero()
-        && batch.len() + outcomes.len() < BATCH
-    {
+    loop {
+        let left = pace.left(Instant::now());
+        if left.is_zero() || batch.len() + outcomes.len() >= BATCH {
+            break;
+        }
         std::thread::sleep(left.min(LOOK));
     }
-    *last = Some(Instant::now());
+    pace.begin(Instant::now());
     batch.extend(outcomes.try_iter().take(BATCH - batch.len()));
     true
 }

@@ -48,7 +48,9 @@ impl Consumer {
     /// Commits what was read, and moves quiet partitions over markers. `None`: done.
     pub(super) fn commit(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
         let records = self.reading.take();
-        self.committed_at = (!records.is_empty()).then(Instant::now).or(self.committed_at);
+        if !records.is_empty() {
+            self.pace.begin(Instant::now());
+        }
         // After the batch's last poll.
         let reached = source.positions().into_iter().collect();
         self.commit_records(source, records, &reached)
@@ -194,7 +196,9 @@ impl Consumer {
             source.resume();
         }
         self.health.go("consumer", "postgres");
-        self.metrics.commit_duration_seconds.with_label_values(&["ingest"]).observe(pending.began.elapsed().as_secs_f64());
+        let took = pending.began.elapsed();
+        self.pace.took(took);
+        self.metrics.commit_duration_seconds.with_label_values(&["ingest"]).observe(took.as_secs_f64());
         Ok(done)
     }
 
