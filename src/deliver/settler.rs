@@ -57,8 +57,8 @@ impl Settler {
             recv(self.stop.signal()) -> _ => 0,
         };
         let mut batch = Vec::with_capacity(BATCH);
-        let mut pace = PACE;
-        while collect(outcomes, &mut batch, &mut pace, self.put_off.patience()) {
+        let (mut pace, mut last) = (PACE, None);
+        while collect(outcomes, &mut batch, &pace, &mut last, self.put_off.patience()) {
             pulse::at("writing outcomes", pulse::REMOTE);
             failpoint("thread-settler");
             if let Some(took) = self.write(process, &mut batch, outcomes)? {
@@ -202,7 +202,13 @@ impl Settler {
 
 /// Waits for the first outcome (no longer than `patience`: then there is none), lets others gather until the pace allows another
 /// batch or there is a full one, and takes them. False when all workers are gone and there is nothing left.
-fn collect(outcomes: &Receiver<Settlement>, batch: &mut Vec<Settlement>, pace: &mut Pace, patience: Option<Duration>) -> bool {
+fn collect(
+    outcomes: &Receiver<Settlement>,
+    batch: &mut Vec<Settlement>,
+    pace: &Pace,
+    last: &mut Option<Instant>,
+    patience: Option<Duration>,
+) -> bool {
     pulse::at("waiting for outcomes", None);
     let first = match patience {
         None => outcomes.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -214,13 +220,13 @@ fn collect(outcomes: &Receiver<Settlement>, batch: &mut Vec<Settlement>, pace: &
         Err(RecvTimeoutError::Disconnected) => return false,
     }
     loop {
-        let left = pace.left(Instant::now());
+        let left = last.map_or(Duration::ZERO, |last| pace.left(last.elapsed()));
         if left.is_zero() || batch.len() + outcomes.len() >= BATCH {
             break;
         }
         std::thread::sleep(left.min(LOOK));
     }
-    pace.begin(Instant::now());
+    *last = Some(Instant::now());
     batch.extend(outcomes.try_iter().take(BATCH - batch.len()));
     true
 }

@@ -104,6 +104,7 @@ pub struct Consumer {
     /// When this process was last fenced after trouble with brokers.
     fenced_at: Option<Instant>,
     /// When the last batch was begun: small ones keep a pace.
+    pub(super) committed_at: Option<Instant>,
     pub(super) pace: Pace,
     failures: u32,
 }
@@ -191,6 +192,7 @@ impl Consumer {
             silent: HashMap::new(),
             check_at: Instant::now(),
             note_at: Instant::now(),
+            committed_at: None,
             pace: PACE,
             trouble_at: None,
             fenced_at: None,
@@ -394,7 +396,7 @@ impl Consumer {
 
     /// A lone record goes at once; in a flood a batch waits a moment, counted from its first record, to be worth its commit.
     fn linger(&self) -> Duration {
-        let pace = self.pace.left(Instant::now());
+        let pace = self.committed_at.map_or(Duration::ZERO, |at| self.pace.left(at.elapsed()));
         match self.reading.len() {
             ..16 => pace,
             16..LARGE => pace.max(LINGER.saturating_sub(self.reading.age())),

@@ -48,9 +48,7 @@ impl Consumer {
     /// Commits what was read, and moves quiet partitions over markers. `None`: done.
     pub(super) fn commit(&mut self, source: &mut dyn MessageSource) -> Option<Leave> {
         let records = self.reading.take();
-        if !records.is_empty() {
-            self.pace.begin(Instant::now());
-        }
+        self.committed_at = (!records.is_empty()).then(Instant::now).or(self.committed_at);
         // After the batch's last poll.
         let reached = source.positions().into_iter().collect();
         self.commit_records(source, records, &reached)
