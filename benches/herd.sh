@@ -5,7 +5,7 @@
 #   --quick              one kind of outage, of 20 s, and no poison
 #   HERD_KINDS="503 refused hang 429 500 401"   HERD_LATENCIES="20 1"   HERD_SVG=docs/herd.svg   HERD_AT_ONCE=1
 #   HERD_PLAIN=0 HERD_STEADY=0 HERD_POISON=0   without plain backoff, the steady load or poison; HERD_KINDS="" without outages
-#   HERD_POISON_COUNT=60000 (half of it at 20 ms)  HERD_POISON_RUNS=6 (of each kind)
+#   HERD_POISON_COUNT=60000 (half of it at 20 ms)  HERD_POISON_RUNS=4 (of each kind)
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 here=$root/tests/bed
@@ -67,7 +67,7 @@ if [ "${HERD_POISON:-1}" != 0 ]; then
     esac
     herd "poison-$1-$2-$3" none --count "$count" --rate 0 --outage 0s --after 12s --capacity 0 --latency-ms "$2" --rules "$rules"
   }
-  for n in $(seq 1 "${HERD_POISON_RUNS:-6}"); do
+  for n in $(seq 1 "${HERD_POISON_RUNS:-4}"); do
     order=("none 20" "400 20" "500 20" "none 5" "hang 5")
     [ $((n % 2)) = 1 ] || order=("hang 5" "none 5" "500 20" "400 20" "none 20")
     for one in "${order[@]}"; do poison "${one% *}" "${one#* }" "$n"; done
