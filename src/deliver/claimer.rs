@@ -80,7 +80,7 @@ impl Claimer {
         let mut arrived = false;
         let mut one_at = Instant::now();
         loop {
-            // `rest` is an hour in a test.
+            // `rest` may be an hour in a test.
             pulse::at("waiting until something is due", pulse::PROMPT.map(|bound| bound + rest));
             failpoint("thread-claimer");
             // The token is taken before the look: what becomes due during the look leaves another one.
@@ -150,7 +150,7 @@ impl Claimer {
         self.clear_doubt()?;
         let now = Instant::now();
         let from = floor.take(now);
-        // A look is a third of a claim that takes nothing.
+        // Less than a claim that takes nothing.
         if self.empty_since.is_some() && self.link.run(|session| session.next_due(from))?.is_none() {
             return Ok(self.found_empty(now));
         }
