@@ -92,17 +92,15 @@ impl Pool {
 
     /// A session on one of the pool's connections: the one that was kept, if it still is of use.
     pub fn session(&mut self) -> Result<Kept, StoreError> {
-        let kept = self.kept.take();
-        let was_there = kept.is_some();
-        let kept = kept.filter(|kept| kept.since.elapsed() < KEEP && !self.timelines.is_old(kept.timeline));
-        self.lent_kept = kept.is_some();
-        if let Some(kept) = kept {
-            return Ok(kept);
-        }
-        if was_there {
+        if let Some(kept) = self.kept.take() {
+            self.lent_kept = kept.since.elapsed() < KEEP && !self.timelines.is_old(kept.timeline);
+            if self.lent_kept {
+                return Ok(kept);
+            }
             // Its connection must not be handed out again.
             self.pool = None;
         }
+        self.lent_kept = false;
         self.connect()
     }
 

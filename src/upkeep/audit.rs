@@ -43,7 +43,6 @@ pub(super) struct Auditing {
     whole: Option<Whole>,
     /// Looks in a row that had nothing to do, since a count last changed.
     calm: u32,
-    counters: HashMap<i16, i64>,
     /// As the last two counts found them.
     off: [Imbalances; 2],
     /// With these the last audit over everything began.
@@ -84,7 +83,6 @@ impl Auditing {
             new: None,
             whole: None,
             calm: 0,
-            counters: HashMap::new(),
             off: [Imbalances::default(); 2],
             whole_with: Imbalances::default(),
             whole_ended: None,
@@ -93,13 +91,9 @@ impl Auditing {
     }
 
     /// Learns from a count how the equations stand, and whether there is anything new.
-    pub(super) fn learn(&mut self, gauges: &Gauges) {
+    pub(super) fn learn(&mut self, gauges: &Gauges, is_new: bool) {
         self.off = [self.off[1], gauges.ledger().imbalances()];
         self.findings = gauges.offsets_wrong + gauges.transactions_wrong > 0;
-        let is_new = gauges.counters != self.counters;
-        if is_new {
-            self.counters.clone_from(&gauges.counters);
-        }
         if self.calm > 0 && (is_new || self.wants_whole(false)) {
             self.calm = 0;
             self.look_at = self.look_at.min(Instant::now() + LOOK);

@@ -44,7 +44,8 @@ impl Counting {
     }
 
     /// Learns from a count that has just ended, also from one that failed: one that takes too long must not be repeated at once.
-    pub(super) fn learn(&mut self, began: Instant, now: Instant, gauges: Option<&Gauges>, commits: u64) {
+    /// Returns whether it may have found anything new.
+    pub(super) fn learn(&mut self, began: Instant, now: Instant, gauges: Option<&Gauges>, commits: u64) -> bool {
         self.next = now + COUNT.max((now - began) * 20);
         self.next_if_quiet = now;
         self.commits = commits;
@@ -55,14 +56,15 @@ impl Counting {
             counters: gauges.counters.clone(),
             is_sound: gauges.imbalances() == Imbalances::default() && gauges.offsets_wrong + gauges.transactions_wrong == 0,
         });
-        if let (Some(a), Some(b)) = (&self.last, &last)
-            && b.open == 0
-            && b.is_sound
-            && (a.open, a.dead, &a.counters) == (b.open, b.dead, &b.counters)
-        {
-            self.next_if_quiet = now + QUIET;
+        let mut is_new = true;
+        if let (Some(a), Some(b)) = (&self.last, &last) {
+            is_new = a.counters != b.counters;
+            if !is_new && b.is_sound && b.open == 0 && (a.open, a.dead) == (b.open, b.dead) {
+                self.next_if_quiet = now + QUIET;
+            }
         }
         self.last = last;
+        is_new
     }
 
     /// The next answers may be another server's.

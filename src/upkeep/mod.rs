@@ -289,12 +289,12 @@ impl Upkeep {
             pulse::at("counting", pulse::REMOTE);
             let (counting, commits) = (Instant::now(), self.commits());
             let gauges = session.gauges();
-            rounds.counting.learn(counting, Instant::now(), gauges.as_ref().ok(), commits);
+            let is_new = rounds.counting.learn(counting, Instant::now(), gauges.as_ref().ok(), commits);
             let gauges = gauges?;
             self.show(&gauges);
             rounds.oldest = Some(Oldest { read_at: counting, open: gauges.oldest_open_age, due: gauges.oldest_due_age });
             rounds.retention.learn(&gauges);
-            rounds.auditing.learn(&gauges);
+            rounds.auditing.learn(&gauges, is_new);
             self.say_findings(session, &gauges)?;
             if gauges.open() > 0 {
                 self.pull_in(session)?;

@@ -31,7 +31,18 @@ fn an_idle_process_leaves_postgresql_alone_and_takes_up_what_comes() {
     let per_second = (commits(&mut sql) - before) as f64 / LOOK.as_secs_f64();
     // One is the heartbeat.
     assert!((1.0..3.0).contains(&per_second), "{per_second} transactions a second");
-    assert!(relay.metric("stalled{reason=\"postgres\"}") == Some(0.0));
+    assert_eq!(relay.metric("stalled{reason=\"postgres\"}"), Some(0.0));
+
+    // A connection that goes between two heartbeats costs none.
+    let upkeep = relay.sessions().replace('%', "upkeep");
+    let cut = format!("select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name like '{upkeep}'");
+    assert!(sql.query_one(&cut, &[]).expect("cut").get::<_, i64>(0) > 0);
+    eventually("it is made anew", || {
+        let seen = format!("select count(*) from pg_stat_activity where application_name like '{upkeep}'");
+        sql.query_one(&seen, &[]).expect("asked").get::<_, i64>(0) > 0
+    });
+    sleep(Duration::from_secs(2));
+    assert!(!relay.log().contains("upkeep failed"), "{}", relay.log());
 
     topic.transactions(ids("b", 0..20));
     eventually("it delivers", || ledger.count("accepted") == 40);
