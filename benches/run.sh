@@ -122,10 +122,10 @@ catch_up() {
   finished
 }
 paused() { txrelay migrate 2>>"$dir/txrelay.log" && sql -c "update pipeline set paused_at = now(), paused_by = 'bench'"; }
-# The daemon begins when it is looked at.
-drained() { # SCENARIO X COUNT
-  local measuring
-  ready=livez start_daemon 1
+# The daemons begin when they are looked at.
+drained() { # SCENARIO X COUNT [PROCESSES]
+  local measuring n
+  for n in $(seq 1 "${4:-1}"); do ready=livez start_daemon "$n"; done
   measured drain "$1" "$2" --count "$3" --metrics "http://127.0.0.1:$port/metrics" &
   measuring=$!
   sleep 1
@@ -197,13 +197,21 @@ pinned() {
   psql -qAt "$TXRELAY_TEST_PG" -c "select pg_terminate_backend(pid) from pg_stat_activity where query like 'select pg_sleep(3600)'" >/dev/null
   finished
 }
+# As many requests in flight in all, whether one process sends them or four: out of Kafka, and out of a backlog that all claim from.
 processes() {
-  local many n
+  local many n all=$workers workers
   for many in 1 2 4; do
+    workers=$((all / many))
     start_fresh 12
     for n in $(seq 2 "$many"); do start_daemon "$n"; done
     sleep 3 # each has its partitions
     produced processes "$many" "$records"
+    finished
+    daemons=()
+    fresh 12
+    paused
+    with_stored 1 "$records" false
+    drained "processes, a backlog" "$many" "$records" "$many"
     finished
   done
 }
