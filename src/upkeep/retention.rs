@@ -13,12 +13,12 @@ use crate::store::{Gauges, OffsetPlace, ProcessId, Purged, Session, StoreError};
 const AFTER_START: Duration = Duration::from_secs(10);
 /// After a step that failed or was another process's.
 const AGAIN: Duration = Duration::from_secs(60);
-/// How much of a round the steps may take: the other half and the waits between rounds are everybody else's.
-const BUDGET: Duration = Duration::from_millis(400);
-/// A step that is slower than this is followed by smaller ones, a fast one by larger ones.
-const SLOW: Duration = Duration::from_millis(150);
+/// How much of a round the steps may take. Each is followed by a rest that is as long, which is everybody else's.
+const BUDGET: Duration = Duration::from_millis(800);
+/// A step that is slower than this is followed by smaller ones, a fast one by larger ones: commits of deliveries wait for its flush.
+const SLOW: Duration = Duration::from_millis(50);
 /// Rows that one step looks at.
-const ROWS: (i64, i64) = (50, 2000);
+const ROWS: (i64, i64) = (50, 500);
 /// PostgreSQL's clock and this machine's must agree so far, or nothing is deleted: one that is years ahead would call everything
 /// old.
 pub(super) const CLOCK_AGREES: Duration = Duration::from_secs(300);
@@ -127,9 +127,11 @@ impl Upkeep {
                     pass.say();
                     return Ok(());
                 }
-                Stepped::On => retention.adapt(began.elapsed()),
+                Stepped::On => {}
             }
-            if now.elapsed() >= BUDGET || self.stop.is_stopping() {
+            let took = began.elapsed();
+            retention.adapt(took);
+            if now.elapsed() >= BUDGET || self.stop.wait(took.min(BUDGET)) {
                 retention.pass = Some(pass);
                 return Ok(());
             }
