@@ -8,14 +8,14 @@ pub struct Pace {
     least: Duration,
     most: Duration,
     /// So many times what a commit takes.
-    times: u32,
+    times: f64,
     /// What a commit takes: a moving average over some 8.
     took: Duration,
 }
 
 impl Pace {
     /// `times` what a commit takes: at least `least`, at most `most`.
-    pub const fn new(least: Duration, most: Duration, times: u32) -> Self {
+    pub const fn new(least: Duration, most: Duration, times: f64) -> Self {
         Self { least, most, times, took: Duration::ZERO }
     }
 
@@ -26,7 +26,7 @@ impl Pace {
 
     /// How long the next batch has to wait, if the last one began so long ago.
     pub fn left(&self, since: Duration) -> Duration {
-        (self.took * self.times).clamp(self.least, self.most).saturating_sub(since)
+        self.took.mul_f64(self.times).clamp(self.least, self.most).saturating_sub(since)
     }
 }
 
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn batches_wait_for_each_other_as_long_as_commits_are_slow() {
-        let mut pace = Pace::new(ms(5), ms(20), 2);
+        let mut pace = Pace::new(ms(5), ms(20), 2.0);
         assert_eq!(pace.left(ms(0)), ms(5), "nothing was committed yet");
         for _ in 0..60 {
             pace.took(ms(2));

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender, select};
 use super::brake::{Brake, EVERY};
 use super::permits::{Permits, Plan, is_suspect};
 use crate::core::gate::suspects;
+use crate::core::room::worth_a_claim;
 use crate::failpoint::{self, failpoint};
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -143,7 +144,7 @@ impl Claimer {
 
     /// One look; returns how long to rest.
     fn turn(&mut self, process: ProcessId, floor: &mut Floor, handoff: &Sender<Leased>) -> Result<Duration, StoreError> {
-        let worth = self.worth();
+        let worth = worth_a_claim(self.room.held().2, self.fitting, &CLAIM_LIMITS);
         let Some((limit, room)) = self.reserve(worth) else {
             self.room.want(worth);
             return Ok(self.poll);
@@ -268,14 +269,6 @@ impl Claimer {
             self.metrics.given_back_total.inc_by(too_many.len() as u64);
         }
         Ok(())
-    }
-
-    /// How much room a claim is worth: the workers draw on the other half meanwhile. Less would be claimed as soon as it is free, a few
-    /// rows at a time: four processes on one backlog claimed 38 rows at a time instead of 385.
-    fn worth(&self) -> usize {
-        let (_, _, room) = self.room.held();
-        let most = self.fitting.min(room / 2);
-        CLAIM_LIMITS.into_iter().rev().find(|limit| *limit <= most).unwrap_or(CLAIM_LIMITS[0])
     }
 
     /// The largest limit that there is room for, unless that is less than `worth`.

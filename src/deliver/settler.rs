@@ -21,10 +21,10 @@ use crate::store::{Link, ProcessId, Settlement, StoreError};
 
 /// Beyond 500 rows a batch gains nothing (25x from 1 to 500, 1.2x from there; reference measurements on PostgreSQL 15).
 const BATCH: usize = 500;
-/// Between the beginnings of two batches ten times what a commit takes, 40 to 100 ms: a lone outcome is written at once; in a steady
-/// flow they gather. It delays no delivery, only the end of its lease: at 500/s there is one commit for twenty deliveries, fifty on a
+/// Between the beginnings of two batches 15 times what a commit takes, 40 to 100 ms: a lone outcome is written at once; in a steady
+/// flow they gather. It delays no delivery, only the end of its lease: at 500/s there is one commit for some 25 deliveries, for fifty on a
 /// slow disk where records wait for each of these flushes, and after a crash those are sent again.
-const PACE: Pace = Pace::new(Duration::from_millis(40), Duration::from_millis(100), 10);
+const PACE: Pace = Pace::new(Duration::from_millis(40), Duration::from_millis(100), 15.0);
 /// How often a batch that gathers is looked at. Not woken by each outcome: that would cost a switch of threads a delivery. So short
 /// that the sleep needs no arm for a stop, at which what has gathered is written anyway.
 const LOOK: Duration = Duration::from_millis(5);

@@ -13,12 +13,12 @@ use crate::store::{Gauges, OffsetPlace, ProcessId, Purged, Session, StoreError};
 const AFTER_START: Duration = Duration::from_secs(10);
 /// After a step that failed or was another process's.
 const AGAIN: Duration = Duration::from_secs(60);
-/// How much of a round the steps may take. Each is followed by a rest that is as long, which is everybody else's.
+/// How much of a round its steps take. Each is followed by a rest that is as long, which is everybody else's.
 const BUDGET: Duration = Duration::from_millis(800);
 /// A step that is slower than this is followed by smaller ones, a fast one by larger ones: commits of deliveries wait for its flush.
 const SLOW: Duration = Duration::from_millis(50);
 /// Rows that one step looks at.
-const ROWS: (i64, i64) = (50, 500);
+const ROWS: (i64, i64) = (50, 2000);
 /// PostgreSQL's clock and this machine's must agree so far, or nothing is deleted: one that is years ahead would call everything
 /// old.
 pub(super) const CLOCK_AGREES: Duration = Duration::from_secs(300);
@@ -68,6 +68,11 @@ impl Retention {
         self.is_due = gauges.retention_due;
     }
 
+    /// A pass is under way: it has rested between its steps.
+    pub(super) fn is_at_it(&self) -> bool {
+        self.pass.is_some()
+    }
+
     /// Fits the number of rows to what the last step took.
     fn adapt(&mut self, took: Duration) {
         if took > SLOW {
@@ -105,6 +110,8 @@ impl Upkeep {
             if let Some(note) = self.throttle.admit("retention", now) {
                 log::warn!("retention waits: {why}{note}");
             }
+            // It begins anew: what is gone is gone, and it must not be thought to be at it meanwhile.
+            rounds.retention.pass = None;
             return Ok(());
         }
         let retention = &mut rounds.retention;
