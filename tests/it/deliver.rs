@@ -190,6 +190,8 @@ fn a_backlog_is_claimed_in_few_large_batches_and_workers_never_run_dry() {
         let mut leases = HashSet::new();
         for n in 1..=due {
             leases.insert(claiming.next().lease);
+            // As workers take them: far slower than they are claimed.
+            std::thread::sleep(Duration::from_micros(200));
             // As long as there is more than the room holds, half of it waits for the workers, but for the moment of a claim.
             if n > 1 && n < due - room {
                 eventually("there is work in hand", || claiming.room.held().0 as i64 >= room / 2 - 1);
