@@ -4,7 +4,7 @@
 # that say most, once each. Every run has a daemon, a topic and a schema of its own.
 #   BENCH_SCENARIOS="burst slow workers rate idle catch-up backlog grown stored retention pinned processes"  BENCH_RUNS=3  BENCH_RECORDS=60000
 #   BENCH_WORKERS=64  BENCH_BYTES=1000  BENCH_RATES="100 500 1000"  BENCH_SECONDS=30 (of each rate)
-#   BENCH_STORED="10000 1000000 5000000"  BENCH_BACKLOG=1000000  BENCH_GROWN_STORED=5000000  BENCH_RETENTION=1000000  BENCH_RETENTION_SECONDS=170
+#   BENCH_STORED="10000 1000000 5000000"  BENCH_BACKLOG=1000000  BENCH_GROWN_STORED=5000000  BENCH_RETENTION=1000000  BENCH_RETENTION_SECONDS=230
 #   BENCH_OUT=FILE       the runs as JSON lines          BENCH_BEFORE=FILE  another build of txrelay, which takes turns with this one
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -162,7 +162,7 @@ grown() {
   done
 }
 # Latencies while retention deletes what was delivered before its time, and with as much stored that is not old enough. A million takes
-# it some 150 s.
+# it some 200 s.
 retention() {
   local rows=${BENCH_RETENTION:-1000000} rate=500 days
   for days in 3 100; do
@@ -170,7 +170,7 @@ retention() {
     fresh 6
     with_stored 1 "$rows" true "$days"
     start_daemon 1
-    produced retention "$days" $((rate * ${BENCH_RETENTION_SECONDS:-170})) --rate "$rate"
+    produced retention "$days" $((rate * ${BENCH_RETENTION_SECONDS:-230})) --rate "$rate"
     say "  $days days old: $(psql -qAt "$TXRELAY_TEST_PG" -c "select count(*) from $schema.tx where transaction_id like 'sql-%'") of $rows are left"
     finished
   done
