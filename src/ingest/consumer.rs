@@ -38,8 +38,8 @@ const NOTE: Duration = Duration::from_millis(200);
 /// How long a batch that is worth a commit waits for more.
 const LINGER: Duration = Duration::from_millis(4);
 /// Between the beginnings of two small batches 2.5 times what a commit takes, 5 to 20 ms: a lone record goes at once; in a steady
-/// flow (500/s) four or so share a commit, eight where each flush takes 5 ms more. It costs a record 1 ms in the middle and nothing at
-/// the 99th percentile, and spares a seventh of all CPU beside 5 ms.
+/// flow (500/s) some share a commit. In turns with a flat 5 ms, three times cost a record 1 ms in the middle and nothing at the 99th
+/// percentile, and spared a seventh of all CPU.
 const PACE: Pace = Pace::new(Duration::from_millis(5), Duration::from_millis(20), 2.5);
 /// A batch as large as this is not small.
 const LARGE: usize = 128;

@@ -213,7 +213,7 @@ impl Upkeep {
             }
             pulse::at("resting", pulse::PROMPT);
             failpoint("thread-upkeep");
-            if self.stop.wait(if rounds.retention.is_at_it() { ROUND / 5 } else { ROUND }) {
+            if self.stop.wait(if rounds.retention.goes_on() { ROUND / 5 } else { ROUND }) {
                 return Ok(());
             }
         }

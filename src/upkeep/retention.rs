@@ -35,6 +35,7 @@ pub(super) struct Retention {
     is_due: bool,
     rows: i64,
     pass: Option<Pass>,
+    goes_on: bool,
 }
 
 /// A pass under way.
@@ -60,7 +61,7 @@ enum Place {
 
 impl Retention {
     pub(super) fn new(now: Instant) -> Self {
-        Self { look_at: now + AFTER_START, is_due: false, rows: ROWS.1, pass: None }
+        Self { look_at: now + AFTER_START, is_due: false, rows: ROWS.1, pass: None, goes_on: false }
     }
 
     /// Learns from a count whether a pass is due.
@@ -68,9 +69,9 @@ impl Retention {
         self.is_due = gauges.retention_due;
     }
 
-    /// A pass is under way: it has rested between its steps.
-    pub(super) fn is_at_it(&self) -> bool {
-        self.pass.is_some()
+    /// Whether this round ended amid a pass, which has rested between its steps. Says so once: a round that fails rests as any other.
+    pub(super) fn goes_on(&mut self) -> bool {
+        std::mem::take(&mut self.goes_on)
     }
 
     /// Fits the number of rows to what the last step took.
@@ -110,8 +111,6 @@ impl Upkeep {
             if let Some(note) = self.throttle.admit("retention", now) {
                 log::warn!("retention waits: {why}{note}");
             }
-            // It begins anew: what is gone is gone, and it must not be thought to be at it meanwhile.
-            rounds.retention.pass = None;
             return Ok(());
         }
         let retention = &mut rounds.retention;
@@ -140,6 +139,7 @@ impl Upkeep {
             retention.adapt(took);
             if now.elapsed() >= BUDGET || self.stop.wait(took.min(BUDGET)) {
                 retention.pass = Some(pass);
+                retention.goes_on = true;
                 return Ok(());
             }
         }
