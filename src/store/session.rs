@@ -168,23 +168,30 @@ impl Session {
 /// Makes sure that no pooler in transaction mode stands between: it gives each transaction any server session, so that plans,
 /// time-outs and locks would be somebody else's. Two sessions that live at the same time never share a server process.
 pub fn ensure_own_session(session: &mut Session, postgres: &config::Postgres, role: &Role) -> Result<(), StoreError> {
-    let own = backend_pid(session)?;
     let mut other = Session::connect(postgres, role)?;
-    // Again and again: while others use the pooler too, one look may find what it hopes for by chance.
+    let (own, others) = (backend_pid(session)?, backend_pid(&mut other)?);
+    let mut shared = own == others;
+    // In turns, and again and again. Such a pooler gives out first what came back last: who asks first after a turn gets what
+    // the other had, and what one look missed because somebody else used the pooler meanwhile, the next one finds.
     for _ in 0..5 {
-        // Held open, so that the pooler would have to give the first session another one.
-        other.client.batch_execute("begin")?;
-        let others = backend_pid(&mut other)?;
-        if own == others || backend_pid(session)? != own {
-            return Err(StoreError::Connection(format!(
-                "{}: a pooler in transaction mode stands before PostgreSQL; connect to PostgreSQL itself, or set pool_mode = session \
-                 for this user",
-                postgres.place()
-            )));
-        }
-        other.client.batch_execute("rollback")?;
+        shared = shared || moves(&mut other, &others, session, &own)? || moves(session, &own, &mut other, &others)?;
     }
-    Ok(())
+    if !shared {
+        return Ok(());
+    }
+    Err(StoreError::Connection(format!(
+        "{}: a pooler in transaction mode stands before PostgreSQL; connect to PostgreSQL itself, or set pool_mode = session \
+         for this user",
+        postgres.place()
+    )))
+}
+
+/// Whether, while the first is in a transaction, either is served by another process than the one it had.
+fn moves(first: &mut Session, its: &str, second: &mut Session, seconds: &str) -> Result<bool, StoreError> {
+    first.client.batch_execute("begin")?;
+    let moved = backend_pid(first)? != its || backend_pid(second)? != seconds;
+    first.client.batch_execute("rollback")?;
+    Ok(moved)
 }
 
 /// Without a prepared statement, which such a pooler may not know.

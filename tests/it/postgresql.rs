@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Output;
 
 use txrelay::config;
-use txrelay::store::{Role, Session};
+use txrelay::store::{Role, Session, ensure_own_session};
 
 use crate::rig::{
     Authority, Issued, Ledger, Pg, Relay, Topic, eventually, free_address, ids, postgres_url, unique, unpacked, write_private,
@@ -384,6 +384,32 @@ fn a_pooler_in_transaction_mode_is_refused_and_one_in_session_mode_is_fine() {
         }
         assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
     }
+}
+
+/// What two who look at once hand to each other must not look like a session of one's own: it did once, and for as long as
+/// the looks went on, because a pooler gives out first what came back last.
+#[test]
+fn a_pooler_in_transaction_mode_is_found_out_however_many_look_at_once() {
+    let pooler = Pooler::start("transaction");
+    let url = format!("postgresql://postgres@127.0.0.1:{}/postgres", pooler.port);
+    let relay = Relay::with("t", "http://127.0.0.1:1/", &url, "");
+    relay.command(&["check-config"]).output().expect("the file is written");
+    let config = config::load(&relay.config_file(), &[]).expect("loads");
+    let role = Role { pipeline: "it".to_owned(), role: "test" };
+    let look = || {
+        let mut session = Session::connect(&config.postgres, &role)?;
+        ensure_own_session(&mut session, &config.postgres, &role)
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for n in 0..1000 {
+                    let found = look();
+                    assert!(found.as_ref().is_err_and(|e| e.to_string().contains("transaction mode")), "look {n}: {found:?}");
+                }
+            });
+        }
+    });
 }
 
 #[test]
