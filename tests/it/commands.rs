@@ -134,30 +134,30 @@ fn scrubbed(text: &str, relay: &Relay) -> String {
         }
     }
     out.push_str(rest);
-    let today = jiff_today();
+    let days = days_around_now();
     let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "uid 0".to_owned());
     out.replace(&relay.name, "NAME")
         .replace(&relay.schema, "SCHEMA")
         .replace(&format!("by {user}"), "by USER")
         .lines()
-        .map(|line| replace_now(line, &today))
+        .map(|line| replace_now(line, &days))
         .collect::<Vec<_>>()
         .join("\n")
         + if out.ends_with('\n') { "\n" } else { "" }
 }
 
-/// The date of this moment in UTC, as times begin.
-fn jiff_today() -> String {
+/// Yesterday, today and tomorrow in UTC, as times begin: what is two hours ahead may be tomorrow, and midnight may pass meanwhile.
+fn days_around_now() -> Vec<String> {
     let mut sql = postgres::Client::connect(&postgres_url(), postgres::NoTls).expect("PostgreSQL answers");
-    let today = "select to_char(now() at time zone 'UTC', 'YYYY-MM-DD')";
-    sql.query_one(today, &[]).expect("answers").get(0)
+    let days = "select to_char(now() at time zone 'UTC' + n * interval '1 day', 'YYYY-MM-DD\"T\"') from generate_series(-1, 1) n";
+    sql.query(days, &[]).expect("answers").iter().map(|row| row.get(0)).collect()
 }
 
-/// Times of today, and ages outside of brackets.
-fn replace_now(line: &str, today: &str) -> String {
+/// Times of these days, and ages outside of brackets.
+fn replace_now(line: &str, days: &[String]) -> String {
     let mut out = String::new();
     let mut rest = line;
-    while let Some(at) = rest.find(&format!("{today}T")) {
+    while let Some(at) = days.iter().filter_map(|day| rest.find(day.as_str())).min() {
         out.push_str(&rest[..at]);
         let end = rest[at..].find('Z').map_or(rest.len(), |z| at + z + 1);
         out.push_str("NOW");
