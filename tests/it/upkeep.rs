@@ -524,3 +524,49 @@ fn retention_that_fails_says_so_and_stops_nothing_else() {
     assert_eq!(relay.metric("retention_last_success_timestamp_seconds"), Some(0.0));
     assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
 }
+
+#[test]
+fn retention_rests_as_long_as_it_works_and_a_round_that_fails_amid_its_pass_rests_as_any_other() {
+    let (topic, ledger) = (Topic::new(1), Ledger::start());
+    let mut relay = Relay::new(&topic.name, &ledger.url(), "");
+    assert!(relay.command(&["migrate"]).status().expect("runs").success());
+    let mut sql = relay.sql();
+    // Each step takes long, so that they become small and many, and notes when.
+    sql.batch_execute(
+        &"insert into topic (name) values ('made by SQL'); \
+          insert into tx (id, received_at, transaction_id, payload, partition, kafka_offset, topic_id, incarnation) \
+            select g, now() - interval '100 days', 'old-' || g, 'x', 0, g, 1, 0 from generate_series(1, 6000) g; \
+          insert into attempt (tx_id, finished_at, n, outcome, sent) \
+            select g, now() - interval '99 days', 1, 1, 1 from generate_series(1, 6000) g; \
+          insert into counter (slot, name, n) values (0, 1, 6000), (0, 2, 6000), (0, 5, 6000); \
+          select setval('batch_seq', 10240); \
+          create table step (began timestamptz, ended timestamptz); \
+          create sequence failed; \
+          create function slowly() returns trigger language plpgsql as $$ begin \
+            perform pg_sleep(0.15); insert into SCHEMA.step values (now(), clock_timestamp()); return null; end $$; \
+          create function fails() returns trigger language plpgsql as $$ begin \
+            perform nextval('SCHEMA.failed'); raise 'no heartbeat'; end $$; \
+          create trigger slowly after delete on tx for each statement execute function slowly()"
+            .replace("SCHEMA", &relay.schema),
+    )
+    .expect("old rows");
+    relay.start();
+    eventually("it is amid a pass", || relay.count("select count(*) from step") >= 8);
+    sql.batch_execute("create trigger fails before update on process for each row execute function fails()").expect("made");
+    std::thread::sleep(Duration::from_secs(4));
+    let failed = relay.count("select last_value from failed");
+    sql.batch_execute("drop trigger fails on process").expect("gone");
+    assert!((2..=6).contains(&failed), "{failed} rounds in 4 s");
+    assert!(relay.count("select count(*) from tx") > 0, "it was amid a pass");
+    eventually("the pass goes on to its end", || relay.log().contains("retention deleted 6000 delivered"));
+    let least: f64 = sql
+        .query_one(
+            "select min(extract(epoch from rest) / extract(epoch from work))::float8 from (\
+               select ended - began as work, lead(began) over (order by began) - ended as rest from step) s",
+            &[],
+        )
+        .expect("asked")
+        .get(0);
+    assert!(least >= 1.0, "a step was followed by a rest of {least} of its time");
+    assert_eq!(relay.stop().code(), Some(0), "{}", relay.log());
+}
