@@ -2,7 +2,7 @@
 # `make bench`: what one delivery costs, on this machine, with its own PostgreSQL, Kafka and HTTP service. Prints Markdown tables of medians
 # and ranges, and with BENCH_PLOTS=FOLDER writes plots. Times of one machine say little; the ratios of one run do. --quick: the three
 # that say most, once each. Every run has a daemon, a topic and a schema of its own.
-#   BENCH_SCENARIOS="burst slow workers rate idle catch-up backlog grown stored retention pinned processes"  BENCH_RUNS=3  BENCH_RECORDS=60000
+#   BENCH_SCENARIOS="idle burst slow workers rate catch-up backlog grown stored retention pinned processes"  BENCH_RUNS=3  BENCH_RECORDS=60000
 #   BENCH_WORKERS=64  BENCH_BYTES=1000  BENCH_RATES="100 500 1000"  BENCH_SECONDS=30 (of each rate)
 #   BENCH_STORED="10000 1000000 5000000"  BENCH_BACKLOG=1000000  BENCH_GROWN_STORED=5000000  BENCH_RETENTION=1000000  BENCH_RETENTION_SECONDS=230
 #   BENCH_OUT=FILE       the runs as JSON lines          BENCH_BEFORE=FILE  another build of txrelay, which takes turns with this one
@@ -17,7 +17,7 @@ here=$root/tests/bed
 CARGO_TARGET_DIR=$(cargo_target)
 export CARGO_TARGET_DIR
 if [ "${1:-}" = --quick ]; then
-  export BENCH_SCENARIOS=${BENCH_SCENARIOS:-burst rate idle} BENCH_RUNS=${BENCH_RUNS:-1} BENCH_RATES=${BENCH_RATES:-500}
+  export BENCH_SCENARIOS=${BENCH_SCENARIOS:-idle burst rate} BENCH_RUNS=${BENCH_RUNS:-1} BENCH_RATES=${BENCH_RATES:-500}
   export BENCH_SECONDS=${BENCH_SECONDS:-10} BENCH_RECORDS=${BENCH_RECORDS:-30000}
   shift
 fi
@@ -109,6 +109,7 @@ rates() {
     start_fresh && produced "rate" "$rate" $((rate * ${BENCH_SECONDS:-30})) --rate "$rate" && finished
   done
 }
+# First, while nothing of what others left is vacuumed beside it.
 idle() { start_fresh && sleep 20 && measured idle idle 0 --time 30s && finished; }
 # Records that wait in Kafka, and a pipeline that stores and does not deliver.
 catch_up() {
@@ -237,7 +238,7 @@ for n in $(seq 1 "$runs"); do
   # There and back, so that what changes meanwhile meets both alike.
   order=("${builds[@]}")
   [ $((n % 2)) = 1 ] || mapfile -t order < <(printf '%s\n' "${builds[@]}" | tac)
-  for scenario in ${BENCH_SCENARIOS:-burst slow workers rate idle catch-up backlog grown stored retention pinned processes}; do
+  for scenario in ${BENCH_SCENARIOS:-idle burst slow workers rate catch-up backlog grown stored retention pinned processes}; do
     for build in "${order[@]}"; do
       say "run $n of $runs: $scenario${BENCH_BEFORE:+, $build}"
       run_with "$build"
