@@ -539,6 +539,8 @@ fn retention_rests_as_long_as_it_works_and_a_round_that_fails_amid_its_pass_rest
           insert into attempt (tx_id, finished_at, n, outcome, sent) \
             select g, now() - interval '99 days', 1, 1, 1 from generate_series(1, 6000) g; \
           insert into counter (slot, name, n) values (0, 1, 6000), (0, 2, 6000), (0, 5, 6000); \
+          insert into life (topic, partition, incarnation, first_offset, end_offset, ended_at) \
+            values ('made by SQL', 0, 0, 1, 6001, now()); \
           select setval('batch_seq', 10240); \
           create table step (began timestamptz, ended timestamptz); \
           create sequence failed; \

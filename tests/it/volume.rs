@@ -108,7 +108,11 @@ fn a_million_old_transactions_are_deleted_while_nothing_else_stalls() {
         ][part as usize];
         sql.batch_execute(&one.replace("FROM", &from.to_string()).replace("TO", &to.to_string())).expect("evidence");
     }
-    sql.batch_execute("select setval('batch_seq', 1048576); analyze").expect("ids of the load come behind them");
+    sql.batch_execute(
+        "insert into life (topic, partition, incarnation, first_offset, end_offset, ended_at) values ('made by SQL', 0, 0, 1, 1008001, now()); \
+         select setval('batch_seq', 1048576); analyze",
+    )
+    .expect("a life that has ended; ids of the load come behind it");
     relay.start();
     let mut sent = 0;
     // Some 50 batches a second, until `over` holds; the load must be kept up.
