@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::raw::Written;
+use super::raw::{Value, Written};
 use super::{Kafka, KafkaClient, OnLostPosition, Start, kafka_security};
 
 /// `None` only together with a problem.
@@ -62,7 +62,7 @@ fn client(w: &mut Written) -> Option<KafkaClient> {
     })
 }
 
-/// What the file asks for and the pure-Rust client cannot give, by name.
+/// What the file asks for and the pure-Rust client cannot give, by name. What is not asked for is not there.
 fn refuse_what_the_crate_cannot(w: &mut Written, has_properties: bool) {
     const OTHER: &str = "set kafka.client = \"librdkafka\", or take it out";
     if w.is_table_written("kafka.sasl") {
@@ -81,8 +81,8 @@ fn refuse_what_the_crate_cannot(w: &mut Written, has_properties: bool) {
             "kafka.client = \"kafka\" reads no headers: set kafka.client = \"librdkafka\", or take the id from value or key",
         );
     }
-    if w.is_written("downstream.forward_headers")
-        && let Some((super::raw::Value::List(names), at)) = w.get("downstream.forward_headers")
+    w.default_to("downstream.forward_headers", Value::List(Vec::new()));
+    if let Some((Value::List(names), at)) = w.get("downstream.forward_headers")
         && !names.is_empty()
     {
         w.refuse(

@@ -336,7 +336,7 @@ pub static KEYS: &[Key] = &[
         "downstream.forward_headers",
         List,
         Default("[\"traceparent\", \"tracestate\"]"),
-        "Headers of the Kafka record that are passed on. Left out: values that are not visible ASCII (no line break can get into\na request), and what exceeds 8 KiB in sum.",
+        "Headers of the Kafka record that are passed on. Left out: values that are not visible ASCII (no line break can get into\na request), and what exceeds 8 KiB in sum. With kafka.client = \"kafka\", which reads no headers: [].",
     ),
     key("downstream.headers", Table, Default("{}"), "Fixed headers, e.g. { \"X-Source\" = \"payments\" }. No secrets."),
     key(

@@ -140,6 +140,13 @@ impl Written {
         View::new(values)
     }
 
+    /// Another default than the table of keys has, where another key's value asks for it.
+    pub fn default_to(&mut self, path: &'static str, value: Value) {
+        if !self.is_written(path) {
+            self.values.insert(path, (value, At::File));
+        }
+    }
+
     /// Whether the table's header, or a key of it, stands in the file or on the command line; nothing in quotes there is nothing.
     pub fn is_table_written(&self, table: &str) -> bool {
         let inside = |path: &str| path.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'));

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
-use crate::config::{KafkaClient, SaslMechanism};
+use crate::config::SaslMechanism;
 
 fn secret(folder: &Folder) -> String {
     let file = folder.write("password", "hunter2\n");
@@ -88,7 +88,8 @@ fn a_command_that_does_not_speak_to_kafka_needs_none_of_its_files() {
 #[test]
 fn what_the_pure_rust_client_cannot_give_is_refused_by_name() {
     let client = "kafka.client=kafka";
-    assert_eq!(accepts(&[client]).kafka.client, KafkaClient::Kafka);
+    let config = accepts(&[client]);
+    assert_eq!((config.kafka.client, config.downstream.forward_headers), (crate::config::KafkaClient::Kafka, Vec::new()));
     let folder = Folder::new();
     let password = format!("kafka.sasl.password_file={}", secret(&folder));
     for (more, problem) in [
