@@ -46,8 +46,11 @@ const LARGE: usize = 128;
 /// How often positions are read back and quiet partitions moved over markers; the first time sooner.
 const CHECK: Duration = Duration::from_secs(10);
 const FIRST_CHECK: Duration = Duration::from_secs(2);
-/// How long after trouble with brokers being fenced may be this process's own doing.
-const FENCED_BY_ITSELF: Duration = Duration::from_secs(120);
+/// How long after trouble with brokers being fenced may be this process's own doing, and after being fenced it is told again.
+const FENCED_LATELY: Duration = Duration::from_secs(120);
+/// How long a fenced process leaves its name to the other: who woke up too late learns from PostgreSQL within a second that another
+/// has taken its place.
+const FENCED: Duration = Duration::from_secs(4);
 /// How long a start waits for the first count of what is open.
 const COUNTED: Duration = Duration::from_secs(3);
 
@@ -101,7 +104,7 @@ pub struct Consumer {
     /// Reading stands still because too much is open: the source is paused.
     pub(super) backlog_full: bool,
     pub(super) trouble_at: Option<Instant>,
-    /// When this process was last fenced after trouble with brokers.
+    /// When this process was last fenced and joined again.
     fenced_at: Option<Instant>,
     /// When the last batch was begun: small ones keep a pace.
     pub(super) committed_at: Option<Instant>,
@@ -150,6 +153,8 @@ pub(super) enum Leave {
     Damaged(String),
     /// As `Rebuild`, after the group has forgotten this process, so that it shares the partitions out anew.
     Rejoin(String),
+    /// The group knows another member under this one's name.
+    Fenced(String),
     /// Told to stop.
     Stop,
 }
@@ -246,10 +251,19 @@ impl Consumer {
                             pause = source::session_timeout(&self.config.get().kafka) * 2;
                             why
                         }
+                        Leave::Fenced(text) => {
+                            let (rest, why) = self.fenced(text)?;
+                            pause = rest;
+                            why
+                        }
                     }
                 }
                 Err(SourceError::Settings(text)) => return Err(ExitWith { status: 78, text }.into()),
-                Err(SourceError::Fenced(text)) => self.fenced(text)?,
+                Err(SourceError::Fenced(text)) => {
+                    let (rest, why) = self.fenced(text)?;
+                    pause = rest;
+                    why
+                }
                 // Preflight's sentence: nothing was begun.
                 Err(error) => {
                     self.metrics.kafka_up.set(0);
@@ -301,7 +315,7 @@ impl Consumer {
                     }
                 }
                 Ok(None) => {}
-                Err(SourceError::Fenced(text)) => return Ok(Leave::Rebuild(self.fenced(text)?)),
+                Err(SourceError::Fenced(text)) => return Ok(Leave::Fenced(text)),
                 Err(SourceError::Damaged(text)) => return Ok(Leave::Damaged(text)),
                 Err(error) => return Ok(Leave::Rebuild(error.to_string())),
             }
@@ -339,15 +353,22 @@ impl Consumer {
     }
 
     /// The group knows another member under this one's name. After an outage longer than the session that may be this process:
-    /// a commit that was under way is answered when the name has already been given anew. It joins again; fenced
-    /// without an outage since it last joined, it is not alone.
-    fn fenced(&mut self, text: String) -> Result<String, ExitWith> {
-        let outage = self.trouble_at.filter(|at| at.elapsed() < FENCED_BY_ITSELF);
-        if outage.is_none() || outage <= self.fenced_at {
+    /// a commit that was under way is answered when the name has already been given anew. Or it is one whose place this process has
+    /// taken, which woke up and joined before it learned so, and ends. It joins again: returns after what pause, and why. Fenced
+    /// again soon, without an outage since, it is not alone.
+    fn fenced(&mut self, text: String) -> Result<(Duration, String), ExitWith> {
+        let lately = |at: &Instant| at.elapsed() < FENCED_LATELY;
+        let (outage, before) = (self.trouble_at.filter(lately), self.fenced_at.filter(lately));
+        let is_after_outage = outage > before;
+        if before.is_some() && !is_after_outage {
             return Err(ExitWith { status: 78, text });
         }
         self.fenced_at = Some(Instant::now());
-        Ok("the group has given this member's name anew after an outage".to_owned())
+        Ok(if is_after_outage {
+            (Duration::ZERO, "the group has given this member's name anew after an outage".to_owned())
+        } else {
+            (FENCED, text)
+        })
     }
 
     /// At a start nobody has counted yet what is open, and a full backlog must not grow with every restart. Returns whether it

@@ -113,7 +113,7 @@ pub enum SourceError {
     /// could skip a range. Which partition's it is the client does not say; [`Apart`] finds out.
     #[error("{0}")]
     Damaged(String),
-    /// Another process runs under this name (`FencedInstanceId`): exit, and do not come back by yourself.
+    /// Another process has joined under this name (`FencedInstanceId`): if that happens again, exit, and do not come back by yourself.
     #[error("{0}")]
     Fenced(String),
     /// The client does not take its settings: an unknown property, a CA file that is not there. The text names the property.

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use serde_json::json;
+use sha2::{Digest, Sha256};
+use txrelay::{config, source};
 
 use crate::rig::{Ledger, Load, Pg, Relay, Topic, eventually, ids, throughout};
 
@@ -198,6 +200,39 @@ fn a_cloned_machine_disturbs_nobody_and_is_told_what_to_do() {
     stop(&mut clone);
     let twice = ledger.count("accepted_twice");
     assert!(twice <= may_repeat, "{twice} repeated, {may_repeat} were in hand");
+}
+
+/// Of two that know each other by Kafka alone one ends; one that only woke up too late is outlived.
+#[test]
+fn who_is_fenced_once_joins_again_and_who_is_fenced_again_ends() {
+    let (topic, ledger) = (Topic::new(3), Ledger::start());
+    let mut relay = Relay::new(&topic.name, &ledger.url(), SHORT);
+    relay.start();
+    topic.transactions(ids("before", 0..20));
+    eventually("delivered", || ledger.count("accepted") == 20);
+    let config = config::load(&relay.config_file(), &[]).expect("loads");
+    let uuid = std::fs::read_to_string(relay.state_file()).expect("a state file");
+    let mark: String = Sha256::digest(&topic.name)[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let member = format!("txrelay-{}-{}-{mark}", relay.name, uuid.trim());
+    let other = || source::open(&config.kafka, Some(&member)).expect("opens");
+    let mut comes = other();
+    eventually("it is fenced", || {
+        let _ = comes.poll(Duration::from_millis(50));
+        relay
+            .log()
+            .contains("reading starts over from the positions in PostgreSQL: another process has joined the consumer group")
+    });
+    drop(comes);
+    topic.transactions(ids("after", 0..20));
+    eventually("it reads on", || ledger.count("accepted") == 40);
+    assert!(relay.is_running(), "{}", relay.log());
+    let mut comes_again = other();
+    eventually("it ends", || {
+        let _ = comes_again.poll(Duration::from_millis(50));
+        !relay.is_running()
+    });
+    assert_eq!(relay.wait().code(), Some(78), "{}", relay.log());
+    assert!(relay.log().contains("was this machine cloned?"), "{}", relay.log());
 }
 
 /// Deliveries that have an end, as a replica knows them.
