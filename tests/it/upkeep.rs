@@ -1,6 +1,6 @@
 //! What upkeep promises, on a real PostgreSQL with a schema per test: retention, counts by state, leases that ran out, clocks.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 use txrelay::core::ledger::Imbalances;
@@ -554,11 +554,14 @@ fn retention_rests_as_long_as_it_works_and_a_round_that_fails_amid_its_pass_rest
     .expect("old rows");
     relay.start();
     eventually("it is amid a pass", || relay.count("select count(*) from step") >= 8);
+    let began = Instant::now();
     sql.batch_execute("create trigger fails before update on process for each row execute function fails()").expect("made");
     std::thread::sleep(Duration::from_secs(4));
     let failed = relay.count("select last_value from failed");
     sql.batch_execute("drop trigger fails on process").expect("gone");
-    assert!((2..=6).contains(&failed), "{failed} rounds in 4 s");
+    // One a second, however long a busy machine took over those four.
+    let seconds = began.elapsed().as_secs() as i64;
+    assert!((2..=seconds + 2).contains(&failed), "{failed} rounds in {seconds} s");
     assert!(relay.count("select count(*) from tx") > 0, "it was amid a pass");
     eventually("the pass goes on to its end", || relay.log().contains("retention deleted 6000 delivered"));
     let least: f64 = sql
