@@ -18,6 +18,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, name: "initial", text: include_str!("../../sql/migrations/0001_initial.sql") },
     Migration { version: 2, name: "retention", text: include_str!("../../sql/migrations/0002_retention.sql") },
     Migration { version: 3, name: "accounting", text: include_str!("../../sql/migrations/0003_accounting.sql") },
+    Migration { version: 4, name: "gentle vacuum", text: include_str!("../../sql/migrations/0004_gentle_vacuum.sql") },
 ];
 
 const MIGRATION_TABLE: &str = "create table if not exists migration (version int primary key, name text not null, \

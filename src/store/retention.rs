@@ -6,8 +6,8 @@ use std::time::Duration;
 use postgres::{Statement, Transaction};
 
 use super::sql::{
-    PURGE_DELIVERED, PURGE_DUPLICATES, PURGE_PROCESSES, PURGE_REJECTED, PURGE_RESOLVED, PURGE_SKIPPED, RETENTION_LOCK,
-    RETENTION_STEP, RETENTION_TURN,
+    PURGE_DELIVERED, PURGE_DUPLICATES, PURGE_PROCESSES, PURGE_REJECTED, PURGE_RESOLVED, PURGE_SKIPPED, RETENTION_FLUSH,
+    RETENTION_LOCK, RETENTION_STEP, RETENTION_TURN,
 };
 use super::{ProcessId, Session, Sql, StoreError, slot};
 use crate::failpoint::failpoint;
@@ -130,6 +130,11 @@ impl Session {
 
     /// `None`: it is not this process's turn.
     fn step(&mut self, process: ProcessId) -> Result<Option<Step<'_>>, StoreError> {
+        if !self.flushes_early {
+            let statement = self.prepare(&RETENTION_FLUSH)?;
+            self.client.query(&statement, &[])?;
+            self.flushes_early = true;
+        }
         let (lock, turn) = (self.prepare(&RETENTION_LOCK)?, self.prepare(&RETENTION_TURN)?);
         let note = self.prepare(&RETENTION_STEP)?;
         let mut transaction = self.client.transaction()?;

@@ -21,6 +21,8 @@ pub struct Session {
     planned_once: bool,
     /// Holds the reader's lock, as far as is known.
     pub(super) reads: bool,
+    /// Lets the kernel write early, see `retention_flush.sql`.
+    pub(super) flushes_early: bool,
     /// See [`Session::history_refused`].
     pub(super) history_refused: Option<StoreError>,
 }
@@ -62,7 +64,7 @@ pub struct Role {
 impl Session {
     /// On a connection that is set up already.
     pub(super) fn on(client: Connection) -> Self {
-        Self { client, prepared: HashMap::new(), planned_once: false, reads: false, history_refused: None }
+        Self { client, prepared: HashMap::new(), planned_once: false, reads: false, flushes_early: false, history_refused: None }
     }
 
     /// Connects; several hosts are tried in their order, and the first writable one is used.

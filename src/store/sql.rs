@@ -124,6 +124,7 @@ statements! {
     RESOLVE_DEAD = "resolve_dead",
     RESOLVE_WAITING = "resolve_waiting",
     RESUME = "resume",
+    RETENTION_FLUSH = "retention_flush",
     RETENTION_LOCK = "retention_lock",
     RETENTION_SHARE = "retention_share",
     RETENTION_STEP = "retention_step",

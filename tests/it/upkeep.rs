@@ -199,6 +199,30 @@ fn retention_keeps_the_ledger_balanced() {
 }
 
 #[test]
+fn what_retention_leaves_to_write_is_written_slowly() {
+    let mut store = Store::new();
+    old(&mut store, 1, &attempt(1, false, 95));
+    let mut theirs = Session::connect(&store.config, &role()).expect("connects");
+    theirs.client().batch_execute("set backend_flush_after = '64kB'").expect("set");
+    for (session, before, after) in [(&mut store.session, "0", "256kB"), (&mut theirs, "64kB", "64kB")] {
+        let show = |session: &mut Session| -> String {
+            session.client().query_one("show backend_flush_after", &[]).expect("a setting").get(0)
+        };
+        assert_eq!(show(session), before);
+        session.purge_delivered(ME, 0, 4, KEEP).expect("a step").expect("our turn");
+        assert_eq!(show(session), after);
+    }
+    // At 20 a page that was clean: 10,000 a second are 500 pages of 8 kB.
+    let costs = "select c.relname::text, o.option_value::int * 1000 / d.option_value::int from pg_class c, \
+         pg_options_to_table(c.reloptions) o, pg_options_to_table(c.reloptions) d \
+         where c.relnamespace = current_schema()::regnamespace and o.option_name = 'autovacuum_vacuum_cost_limit' \
+           and d.option_name = 'autovacuum_vacuum_cost_delay' order by 1";
+    let costs: Vec<(String, i32)> =
+        theirs.client().query(costs, &[]).expect("options").iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(costs, [("attempt".to_owned(), 20_000), ("tx".to_owned(), 10_000)]);
+}
+
+#[test]
 fn one_process_does_a_pass_and_the_next_begins_an_hour_later() {
     let mut store = Store::new();
     let mut other = Session::connect(&store.config, &role()).expect("connects");
