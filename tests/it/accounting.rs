@@ -329,7 +329,10 @@ fn a_schema_of_the_release_before_is_accounted_for_from_its_first_offset() {
          insert into duplicate (topic, partition, incarnation, kafka_offset, tx_id) select 'payments', 0, 0, g, 20 from generate_series(60, 69) g; \
          insert into rejected (topic, partition, incarnation, kafka_offset, reason) values ('payments', 0, 0, 70, 'tombstone')";
     session.client().batch_execute(rows).expect("rows");
-    assert_eq!(txrelay::store::migrate(&mut session, &config.schema).expect("migrated"), ["0003 accounting", "0004 gentle vacuum"]);
+    assert_eq!(
+        txrelay::store::migrate(&mut session, &config.schema).expect("migrated"),
+        ["0003 accounting", "0004 gentle vacuum"]
+    );
     let mut session = Session::connect(&config, &role()).expect("connects");
     assert_eq!(wrong_offsets(session.client()), "");
     assert_eq!(problems(&mut session, Audit::whole(), 10), BTreeSet::new());
