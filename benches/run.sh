@@ -163,7 +163,7 @@ grown() {
   done
 }
 # Latencies while retention deletes what was delivered before its time, and with as much stored that is not old enough. A million took
-# it 83 s once; another time it had deleted half of one after 110 s.
+# it 57 to 83 s; where the machine was slow, more than 158 s but less than 230.
 retention() {
   local rows=${BENCH_RETENTION:-1000000} rate=500 days
   for days in 3 100; do
